@@ -1,0 +1,202 @@
+"""Video backbones as named stages: MobileNetV2 and ResNet-50 with TSM, and a small one.
+
+A backbone is an nn.ModuleDict of stages, (B, C, T, H, W) in and out. SNet runs them all (f_s,
+Eq. 1); DNet walks them and fuses m after res3 and res4 (f_d, Eq. 8-9). Nothing rewires a network
+in place.
+
+TSM: Lin et al., ICCV 2019. MobileNetV2: Sandler et al., CVPR 2018. ResNet: He et al., CVPR 2016.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import Bottleneck
+
+SHIFT_DIV = 8  # 1/8 of the channels shift by one frame each way (TSM, Sec. 3)
+
+
+class Backbone(nn.ModuleDict):
+    """Stages by name, in order; `channels` says what each gives."""
+
+    def __init__(self, stages: dict[str, nn.Module], channels: dict[str, int]) -> None:
+        super().__init__(stages)
+        self.channels = channels
+
+    @property
+    def out_channels(self) -> int:
+        return list(self.channels.values())[-1]
+
+    def forward(self, video: Tensor) -> Tensor:
+        """video: (B, 3, T, H, W). Returns the features of the last stage. (B, C, T, h, w)"""
+        for stage in self.values():
+            video = stage(video)
+        return video
+
+
+def temporal_shift(x: Tensor, n_frames: int) -> Tensor:
+    """TSM: one part of the channels comes from the next frame, one from the frame before.
+
+    Args:
+        x: frames of B clips, one after another. (B T, C, H, W)
+        n_frames: T.
+
+    Returns:
+        The same shape; the first C / 8 channels of frame t are those of t + 1, the next C / 8 those
+        of t - 1, zeros beyond the ends. (B T, C, H, W)
+    """
+    x = x.unflatten(0, (-1, n_frames))  # (B, T, C, H, W)
+    fold = x.shape[2] // SHIFT_DIV
+    later, earlier, same = x.split((fold, fold, x.shape[2] - 2 * fold), dim=2)
+    zero = torch.zeros_like(later[:, :1])
+    later = torch.cat((later[:, 1:], zero), dim=1)
+    earlier = torch.cat((zero, earlier[:, :-1]), dim=1)
+    return torch.cat((later, earlier, same), dim=2).flatten(0, 1)
+
+
+class Shifted(nn.Module):
+    """A block whose branch sees shifted frames; its shortcut, if any, does not (TSM, Sec. 4)."""
+
+    def __init__(
+        self,
+        branch: nn.Module,
+        shortcut: nn.Module | None = None,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.branch, self.shortcut, self.activation = branch, shortcut, activation
+
+    def forward(self, x: Tensor, n_frames: int) -> Tensor:
+        """x: (B T, C, H, W). Returns (B T, C', H', W')."""
+        y = self.branch(temporal_shift(x, n_frames))
+        if self.shortcut is not None:
+            y = y + self.shortcut(x)
+        return y if self.activation is None else self.activation(y)
+
+
+class FramewiseStage(nn.Module):
+    """2-D layers applied to every frame of a video; blocks that shift get the number of frames."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """video: (B, C, T, H, W). Returns (B, C', T, H', W').
+
+        Frames stay apart in memory, so that the next stage need not copy them.
+        """
+        B, _, T = video.shape[:3]
+        x = video.transpose(1, 2).flatten(0, 1)  # (B T, C, H, W)
+        for layer in self.layers:
+            x = layer(x, T) if isinstance(layer, Shifted) else layer(x)
+        return x.unflatten(0, (B, T)).transpose(1, 2)
+
+
+def load_torchvision(name: str, weights: str | None) -> nn.Module:
+    """A torchvision classifier; its own classifier layer is not used here.
+
+    Args:
+        name: as torchvision's get_model takes it.
+        weights: one of torchvision's weights names ("IMAGENET1K_V1", "DEFAULT"), a local file that
+            holds a state_dict under torchvision's names, or None for random weights.
+
+    Raises:
+        FileNotFoundError: weights is neither a name nor a file.
+        ValueError: the file's keys or shapes are not those of this model (its classifier apart).
+    """
+    names = [w.name for w in get_model_weights(name)] + ["DEFAULT"]
+    if weights is None or weights in names:
+        return get_model(name, weights=weights)
+    if not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"weights {weights!r} of {name}: neither a file nor one of torchvision's names {names}"
+        )
+    model = get_model(name, weights=None)
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    ours, theirs = (
+        {k: v for k, v in d.items() if not k.startswith(("classifier.", "fc."))}
+        for d in (model.state_dict(), state)
+    )
+    differ = sorted(
+        k
+        for k in ours | theirs
+        if getattr(ours.get(k), "shape", 0) != getattr(theirs.get(k), "shape", 1)
+    )
+    if differ:
+        raise ValueError(
+            f"{weights}: not the weights of {name}; {len(differ)} keys are missing, left over or "
+            f"of another shape, the first: {', '.join(differ[:5])}"
+        )
+    model.load_state_dict(theirs, strict=False)
+    return model
+
+
+def mobilenet_v2(weights: str | None = None) -> Backbone:
+    """TSM-MobileNetV2 1.0: a shift in each inverted residual block that has a shortcut."""
+
+    def block(layer: nn.Module) -> nn.Module:
+        if isinstance(layer, InvertedResidual) and layer.use_res_connect:
+            return Shifted(layer.conv, nn.Identity())
+        return layer
+
+    layers = [block(layer) for layer in load_torchvision("mobilenet_v2", weights).features]
+    cuts = {"stem": (0, 2), "res2": (2, 4), "res3": (4, 7), "res4": (7, 14), "res5": (14, 19)}
+    stages = {name: FramewiseStage(*layers[a:b]) for name, (a, b) in cuts.items()}
+    return Backbone(stages, {"stem": 16, "res2": 24, "res3": 32, "res4": 96, "res5": 1280})
+
+
+def resnet50(weights: str | None = None) -> Backbone:
+    """TSM-ResNet-50: a shift before the first convolution of each bottleneck's branch."""
+
+    def block(b: Bottleneck) -> Shifted:
+        branch = nn.Sequential(b.conv1, b.bn1, b.relu, b.conv2, b.bn2, b.relu, b.conv3, b.bn3)
+        return Shifted(branch, b.downsample or nn.Identity(), b.relu)
+
+    net = load_torchvision("resnet50", weights)
+    stages = {"stem": FramewiseStage(net.conv1, net.bn1, net.relu, net.maxpool)}
+    layers = (net.layer1, net.layer2, net.layer3, net.layer4)
+    for name, layer in zip(("res2", "res3", "res4", "res5"), layers, strict=True):
+        stages[name] = FramewiseStage(*(block(b) for b in layer))
+    return Backbone(stages, {"stem": 64, "res2": 256, "res3": 512, "res4": 1024, "res5": 2048})
+
+
+def tiny(widths: tuple[int, ...], strides: tuple[int, ...]) -> Backbone:
+    """A shift network for videos of some 20 pixels, small enough to train on a CPU in minutes."""
+
+    def conv(c_in: int, c_out: int, kernel: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False),
+            nn.BatchNorm2d(c_out),
+            nn.ReLU(inplace=True),
+        )
+
+    stages = {"stem": FramewiseStage(conv(3, widths[0], 5, strides[0]))}
+    for i, name in enumerate(("res3", "res4", "res5")[: len(widths) - 1], start=1):
+        stages[name] = FramewiseStage(Shifted(conv(widths[i - 1], widths[i], 3, strides[i])))
+    return Backbone(stages, dict(zip(stages, widths, strict=True)))
+
+
+BACKBONES = {
+    "mobilenet_v2": mobilenet_v2,
+    "resnet50": resnet50,
+    "tiny-s": lambda weights=None: tiny((16, 32, 48), (2, 2, 1)),
+    "tiny-d": lambda weights=None: tiny((16, 32, 48, 64), (2, 2, 2, 1)),
+}
+
+
+def build_backbone(name: str, weights: str | None = None) -> Backbone:
+    """A backbone by name, one of BACKBONES, with weights as load_torchvision takes them.
+
+    Raises:
+        ValueError: no such backbone, or weights for one that has none.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
+    if weights is not None and name.startswith("tiny"):
+        raise ValueError(f"{name} has no published weights, got weights={weights!r}")
+    return BACKBONES[name](weights)

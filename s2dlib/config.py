@@ -1,0 +1,243 @@
+"""Every choice of an experiment, as frozen values: model, data, training; presets; Table 2.
+
+An ablation, a preset and a baseline are values here, never copies of a model or of a notebook.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+Size = tuple[int, int, int]  # frames, rows, columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """S2DNet, or one of its two networks alone (Sec. 3, Sec. 4.1-4.4)."""
+
+    n_classes: int  # N
+    k: int = 5  # likely actions kept by SNet (Sec. 4.1)
+    snet: str | None = "mobilenet_v2"  # backbone f_s; None: DNet alone (row a2)
+    dnet: str | None = "resnet50"  # backbone f_d; None: SNet alone (row a1)
+    synopsis_size: Size = (16, 144, 144)  # T_S, H_S, W_S (Sec. 4.3)
+    detail_size: Size = (16, 112, 112)  # T_D, H_D, W_D (Sec. 4.3)
+    context_dim: int = 256  # C_m (Sec. 4.1)
+    theta_dim: int = 64  # channels of the two convolutions of f_theta (the paper is silent)
+    theta_head: str = "fc"  # "fc": the paper's wording; "attention": keeps position (decisions, D8)
+    detach_theta: bool = False  # stop the gradient of theta before SNet's backbone (decisions, D6)
+    sample_time: bool = True  # mu_t, delta_t from f_theta; else frames uniform over the clip
+    sample_space: bool = True  # mu_y, mu_x, delta_y, delta_x from f_theta; else frozen_space
+    frozen_space: str = "crop"  # "crop": centre crop at stride 1 (Sec. 4.3); "full": whole frame
+    fuse_context: bool = True  # lateral fusion of m after res3 and res4 (Eq. 9)
+    filters: str = "gaussian"  # or "linear" (Sec. 3.2)
+    dropout: float = 0.5  # before both classifiers (authors' release)
+
+    def __post_init__(self) -> None:
+        for name in ("synopsis_size", "detail_size"):  # JSON and papermill hand over lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if len(getattr(self, name)) != 3 or min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be three sizes >= 1, got {getattr(self, name)}")
+        if self.n_classes < 1:
+            raise ValueError(f"n_classes must be >= 1, got {self.n_classes}")
+        if not 1 <= self.k <= self.n_classes:
+            raise ValueError(f"k must lie in [1, n_classes={self.n_classes}], got {self.k}")
+        if self.snet is None and self.dnet is None:
+            raise ValueError("snet and dnet are both None: at least one network is needed")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+
+
+CHOICES = {
+    "theta_head": ("fc", "attention"),
+    "frozen_space": ("crop", "full"),
+    "filters": ("gaussian", "linear"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Raw frames I: which files, and how a clip is chosen from a video (Sec. 4.1)."""
+
+    csv: str  # rows path,label,split; paths relative to the file's own folder
+    n_frames: int = 150  # T, at most; a shorter video gives fewer frames
+    frame_stride: int = 2  # tau
+    min_frames: int = 1  # a video with fewer frames at this stride is an error
+    short_side: int = 256  # pixels, before cropping
+    crop: int = 224  # H = W of the raw frames, pixels
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)  # sides of the training crop / short side
+    flip: bool = True  # training only; not where left and right are labels
+    gray: bool = False  # keep one channel; the model repeats it after sampling
+    cache: str | None = None  # folder for decoded frames; None: decode each time
+    n_clips: int = 0  # of each split, the first so many, for trials; 0: all
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(self.scales))
+        for name in ("n_frames", "frame_stride", "min_frames", "short_side", "crop"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.crop > self.short_side:
+            raise ValueError(f"crop={self.crop} does not fit short_side={self.short_side}")
+        if not self.scales or not all(0 < s <= 1 for s in self.scales):
+            raise ValueError(f"scales must lie in (0, 1], got {self.scales}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training stage of any row (Sec. 4.1; the paper leaves most of it open)."""
+
+    epochs: int = 50
+    batch_size: int = 32
+    optimizer: str = "adamw"  # or "sgd" (momentum 0.9, Nesterov)
+    lr: float = 1e-3  # at the peak, for a batch of batch_size
+    lr_theta: float = 1e-3  # the same, for f_theta
+    weight_decay: float = 1e-2
+    warmup_epochs: float = 0.5  # linear, then a cosine
+    final_lr: float = 0.0  # where the cosine ends, as a fraction of lr
+    clip_grad_norm: float = 20.0
+    alpha: float = 0.1  # weight of L_s (Eq. 12, Sec. 4.1)
+    random_zoom: bool = False  # theta at random, knowing nothing: teaches DNet to read at any zoom
+    amp: bool = True  # bfloat16 autocast, on CUDA only
+    workers: int = 0  # loader processes; 0 reads in the main process
+    eval_every: int = 1  # epochs
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "sgd"):
+            raise ValueError(f"optimizer must be adamw or sgd, got {self.optimizer!r}")
+        for name in ("epochs", "batch_size", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A setting of the paper, or of this project: model, data, and training recipes by name."""
+
+    model: ModelConfig
+    data: DataConfig
+    recipes: dict[str, TrainConfig]
+
+
+# Table 2: 11 rows, but 8 different models (docs/decisions.md, D11).
+VARIANTS: dict[str, dict[str, Any]] = {
+    "a0": {},  # the full model
+    "a1": {"dnet": None},  # SNet alone
+    "a2": {"snet": None, "sample_time": False, "sample_space": False, "fuse_context": False},
+    "b1": {"sample_time": False, "sample_space": False, "fuse_context": False},
+    "b2": {"fuse_context": False},
+    "b3": {"sample_time": False, "sample_space": False},
+    "c2": {"sample_time": False},  # space only
+    "c3": {"sample_space": False},  # time only
+}
+SAME_RUN = {"b0": "a0", "c0": "a0", "c1": "b3"}
+
+
+def variant_of(config: ModelConfig, variant: str) -> ModelConfig:
+    """The model of one row of Table 2.
+
+    Raises:
+        ValueError: no such row.
+    """
+    row = SAME_RUN.get(variant, variant)
+    if row not in VARIANTS:
+        rows = ", ".join(sorted({*VARIANTS, *SAME_RUN}))
+        raise ValueError(f"no row {variant!r} in Table 2; the rows are {rows}")
+    return replace(config, **VARIANTS[row])
+
+
+def override(preset: Preset, recipe: str, changes: dict[str, Any]) -> Preset:
+    """A preset with fields changed by name, whichever of model, data or training holds each.
+
+    Args:
+        preset: where to start.
+        recipe: the recipe that is changed, the only one that the result keeps.
+        changes: field -> value.
+
+    Raises:
+        ValueError: no such recipe, or no such field.
+    """
+    if recipe not in preset.recipes:
+        raise ValueError(f"no recipe {recipe!r} here; there are {', '.join(preset.recipes)}")
+    parts = {"model": preset.model, "data": preset.data, "train": preset.recipes[recipe]}
+    left = dict(changes)
+    for part, config in parts.items():
+        names = {f.name for f in fields(config)} & left.keys()
+        parts[part] = replace(config, **{name: left.pop(name) for name in names})
+    if left:
+        known = sorted(f.name for config in parts.values() for f in fields(config))
+        raise ValueError(f"no fields {sorted(left)} in model, data or training; there are {known}")
+    return Preset(model=parts["model"], data=parts["data"], recipes={recipe: parts["train"]})
+
+
+def to_dict(preset: Preset) -> dict[str, Any]:
+    """Plain values for a run's config.json."""
+    return asdict(preset)
+
+
+_SYNTHETIC_MODEL = ModelConfig(
+    n_classes=20,
+    snet="tiny-s",
+    dnet="tiny-d",
+    synopsis_size=(8, 18, 18),
+    detail_size=(8, 24, 24),
+    context_dim=64,
+    theta_dim=24,
+    theta_head="attention",
+    frozen_space="full",
+    dropout=0.2,
+)
+_SYNTHETIC_DATA = DataConfig(
+    csv="data/synthetic/synthetic.csv",
+    n_frames=64,
+    frame_stride=1,
+    min_frames=64,
+    short_side=80,
+    crop=72,
+    scales=(0.9,),
+    flip=False,
+    gray=True,
+    cache="data/synthetic/cache",
+)
+_PAPER_RECIPES = {"paper": TrainConfig()}
+
+PRESETS: dict[str, Preset] = {
+    # The built-in videos, a row in two or three minutes on one core.
+    "synthetic": Preset(
+        model=_SYNTHETIC_MODEL,
+        data=_SYNTHETIC_DATA,
+        recipes={
+            "snet": TrainConfig(epochs=15, lr=3e-3),  # SNet alone, the start of every row
+            "closeups": TrainConfig(epochs=10, lr=3e-3),  # DNet alone, large and centred details
+            "zoom": TrainConfig(epochs=8, lr=2e-3, random_zoom=True),  # then at any zoom
+            "joint": TrainConfig(epochs=8, lr=1.5e-3, lr_theta=2e-3),  # then all together
+            "paper": TrainConfig(epochs=20, lr=1.5e-3, lr_theta=2e-3),  # from scratch, one stage
+        },
+    ),
+    # Table 2 and Table 3a: top-1 74.7, 18.0 G multiply-adds in the paper.
+    "mini-kinetics": Preset(
+        model=ModelConfig(n_classes=200),
+        data=DataConfig(csv="data/mini-kinetics/mini-kinetics.csv"),
+        recipes=_PAPER_RECIPES,
+    ),
+    # Table 1 and Table 4: top-1 66.4 on V2, 35 G.
+    "ssv2": Preset(
+        model=ModelConfig(n_classes=174, synopsis_size=(16, 224, 224), detail_size=(16, 144, 144)),
+        data=DataConfig(csv="data/ssv2/ssv2.csv", n_frames=85, flip=False),
+        recipes=_PAPER_RECIPES,
+    ),
+    # Videos of one's own, by a CSV: MobileNetV2 in both networks, fine-tuned on a CPU if need be.
+    "videos": Preset(
+        model=ModelConfig(
+            n_classes=10,
+            dnet="mobilenet_v2",
+            synopsis_size=(8, 96, 96),
+            detail_size=(8, 96, 96),
+            theta_head="attention",
+            frozen_space="full",
+        ),
+        data=DataConfig(
+            csv="data/videos/videos.csv", n_frames=64, frame_stride=2, short_side=144, crop=128
+        ),
+        recipes={"joint": TrainConfig(epochs=15, batch_size=16, lr=3e-4, lr_theta=1e-3)},
+    ),
+}

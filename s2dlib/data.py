@@ -1,0 +1,267 @@
+"""A CSV of videos -> batches of raw frames I: which frames, which crop, which flip (Sec. 4.1).
+
+Axes: B clips, C colours (1 where the frames are gray), T x H x W raw frames. Frames stay uint8: the
+model normalises after sampling, and 150 frames of 224 x 224 are 23 MB so, 90 MB as float32.
+"""
+
+from __future__ import annotations
+
+import csv as csv_format
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
+
+from s2dlib.config import DataConfig
+from s2dlib.video import ClipError, read_frames
+
+
+def read_csv(csv: str | Path) -> pd.DataFrame:
+    """Read a data set's list of videos: columns path, label, split, and any others.
+
+    Paths are relative to the file's own folder. Labels that are all integers are class indices,
+    named by a column label_name where there is one; other labels are names, numbered in sorted
+    order over all splits.
+
+    Returns:
+        path (absolute), label (index), split, class_name, and the other columns as text.
+    """
+    if not os.path.isfile(csv):
+        raise FileNotFoundError(f"{csv}: no such file; a data set is a CSV path,label,split")
+    try:
+        with open(csv, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a BOM
+            reader = csv_format.DictReader(file, skipinitialspace=True)
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            rows = dict((reader.line_num, row) for row in reader)  # by its last line
+    except (UnicodeDecodeError, csv_format.Error) as error:
+        raise ValueError(f"{csv}: not a CSV file in UTF-8 ({error})") from error
+    if missing := [name for name in ("path", "label", "split") if name not in columns]:
+        raise ValueError(f"{csv}: no column {', '.join(missing)}; the columns are {columns}")
+    if not rows:
+        raise ValueError(f"{csv}: no rows below the header")
+    for line, row in rows.items():
+        if None in row or None in row.values():
+            n_fields = len(columns) + len(row.get(None, ())) - list(row.values()).count(None)
+            raise ValueError(f"{csv}, row {line}: {n_fields} fields, expected {len(columns)}")
+        if empty := [name for name in ("path", "label", "split") if not row[name].strip()]:
+            raise ValueError(f"{csv}, row {line}: {empty[0]} is empty")
+    table = pd.DataFrame(list(rows.values()), index=list(rows), dtype=object)
+    table[["label", "split"]] = table[["label", "split"]].map(str.strip)
+    folder = os.path.abspath(os.path.dirname(csv))
+    table["path"] = [os.path.normpath(os.path.join(folder, path)) for path in table["path"]]
+    if (twice := table["path"].duplicated()).any():
+        line = twice.idxmax()
+        first = (table["path"] == table["path"][line]).idxmax()
+        raise ValueError(f"{csv}, row {line}: {table['path'][line]} is in row {first} already")
+    _number_labels(table, csv)
+    return table.reset_index(drop=True)
+
+
+def _number_labels(table: pd.DataFrame, csv: str | Path) -> None:
+    """Turn the column label into class indices and add class_name. The table's index is the row."""
+    is_index = table["label"].str.fullmatch(r"[+-]?\d+").astype(bool)
+    if "label_name" in table and not is_index.all():
+        line = is_index.idxmin()
+        label = table["label"][line]
+        raise ValueError(f"{csv}, row {line}: with label_name, label is an integer, got {label!r}")
+    if not is_index.all():
+        table["class_name"] = table["label"]
+        table["label"] = np.unique(table["label"].astype(str), return_inverse=True)[1]
+        return
+    table["label"] = table["label"].astype(int)
+    if (table["label"] < 0).any():
+        line = table["label"].idxmin()
+        raise ValueError(f"{csv}, row {line}: label must be >= 0, got {table['label'][line]}")
+    table["class_name"] = table["label"].astype(str)
+    if "label_name" in table:
+        table["class_name"] = table["label_name"].str.strip()
+        for a, b in (("label", "class_name"), ("class_name", "label")):
+            expected = table.groupby(a)[b].transform("first")
+            if (other := expected != table[b]).any():
+                line = other.idxmax()
+                raise ValueError(
+                    f"{csv}, row {line}: {a} {table[a][line]} has {b} {table[b][line]}, "
+                    f"but {expected[line]} in an earlier row"
+                )
+
+
+def class_names(table: pd.DataFrame) -> list[str]:
+    """Names of classes 0..N-1 of a whole table of read_csv; one without a video is named str(n)."""
+    names = dict(zip(table["label"], table["class_name"], strict=True))
+    return [names.get(i, str(i)) for i in range(int(table["label"].max()) + 1)]
+
+
+def choose_frames(
+    n_total: int, config: DataConfig, generator: Generator | None = None
+) -> list[int]:
+    """One clip of at most n_frames frames, frame_stride apart, of a video of n_total frames.
+
+    Args:
+        n_total: frames in the video.
+        config: n_frames (T), frame_stride (tau) and min_frames.
+        generator: draws the start (training); None: the clip is centred (testing).
+
+    Returns:
+        Frame indices, ascending; fewer than n_frames where the video is short.
+    """
+    indices = _span(n_total, config.n_frames, config.frame_stride, generator)
+    if len(indices) < config.min_frames:
+        raise ValueError(
+            f"{n_total} frames give {len(indices)} at stride {config.frame_stride}, "
+            f"but min_frames is {config.min_frames}"
+        )
+    return list(indices)
+
+
+def _span(n_total: int, n_frames: int, stride: int, generator: Generator | None) -> range:
+    n = min(n_frames, -(-n_total // stride))
+    slack = n_total - (n - 1) * stride  # places where the clip can start
+    start = (slack - 1) // 2 if generator is None else _draw(slack, generator)
+    return range(start, start + n * stride, stride)
+
+
+def _draw(n: int, generator: Generator) -> int:
+    """One of 0..n-1."""
+    return int(torch.randint(n, (), generator=generator))
+
+
+def load_clip(
+    path: str | Path,
+    n_frames: int | None = None,
+    frame_stride: int = 1,
+    short_side: int | None = None,
+) -> Tensor:
+    """The centred clip of a video, ready for a model.
+
+    Args:
+        path: the video file.
+        n_frames: frames at most; None: the whole video.
+        frame_stride: tau, every how many frames one is taken.
+        short_side: pixels of the shorter side after resizing; None: as stored.
+
+    Returns:
+        Raw frames I, uint8. (3, T, H, W)
+    """
+    if frame_stride < 1 or (n_frames is not None and n_frames < 1):
+        raise ValueError(f"n_frames and frame_stride must be >= 1, got {n_frames}, {frame_stride}")
+
+    def wanted(n_total: int) -> range:
+        return _span(n_total, n_frames or n_total, frame_stride, None)
+
+    return read_frames(path, wanted, short_side).transpose(0, 1)
+
+
+class VideoDataset(Dataset):
+    """Clips of one split of a data set; what is random comes from (seed, epoch, index) alone."""
+
+    def __init__(self, config: DataConfig, split: str, train: bool, seed: int = 0) -> None:
+        table = read_csv(config.csv)
+        splits = sorted(table["split"].unique())
+        if split not in splits:
+            raise ValueError(f"{config.csv}: no split {split!r}; the splits are {splits}")
+        self.config, self.train, self.seed = config, train, seed
+        self.classes = class_names(table)  # of all splits, so that indices agree
+        table = table[table["split"] == split].head(config.n_clips or len(table))
+        self.table = table.reset_index(drop=True)
+        self._paths, self._labels = self.table["path"].tolist(), self.table["label"].tolist()
+        self._epoch = torch.zeros(
+            (), dtype=torch.int64
+        ).share_memory_()  # persistent workers see it
+        if config.cache is not None:
+            os.makedirs(config.cache, exist_ok=True)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other clips, crops and flips, the same ones whenever this epoch comes back."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        """A clip: frames uint8 (C, T, H, W), label, and index, its row in the table."""
+        index = range(len(self))[index]  # IndexError, and -1 is the last
+        generator = None
+        if self.train:
+            seeds = np.random.SeedSequence((self.seed, int(self._epoch), index))
+            generator = Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+        frames = self._frames(self._paths[index], generator)  # (T, C, H, W)
+        clip = self._crop(frames, generator)  # (C, T, H, W)
+        return {"frames": clip, "label": self._labels[index], "index": index}
+
+    def _frames(self, path: str, generator: Generator | None) -> np.ndarray:
+        """The frames of one clip at short_side, uncropped. (T, C, H, W)"""
+
+        def wanted(n_total: int) -> list[int]:
+            try:
+                return choose_frames(n_total, self.config, generator)
+            except ValueError as error:
+                raise ClipError(path, str(error)) from error
+
+        if self.config.cache is None:
+            return self._decode(path, wanted)
+        video = self._cached(path)  # (T_all, C, H, W)
+        indices = wanted(len(video))
+        return video[indices[0] : indices[-1] + 1 : self.config.frame_stride]  # a view
+
+    def _decode(self, path: str, wanted: Callable[[int], list[int]] | None = None) -> np.ndarray:
+        frames = read_frames(path, wanted, self.config.short_side)  # (T, 3, H, W)
+        return (rgb_to_grayscale(frames) if self.config.gray else frames).numpy()
+
+    def _cached(self, path: str) -> np.ndarray:
+        """All frames of a video at short_side, kept in the cache. (T_all, C, H, W)"""
+        try:
+            stat = os.stat(path)
+        except FileNotFoundError:
+            raise ClipError(path, "no such file") from None
+        key = (path, stat.st_mtime_ns, stat.st_size, self.config.short_side, self.config.gray)
+        file = os.path.join(
+            self.config.cache, hashlib.sha1(repr(key).encode()).hexdigest() + ".npy"
+        )
+        try:
+            return np.lib.format.open_memmap(file, mode="r")
+        except FileNotFoundError:
+            temporary = f"{file}.{os.getpid()}.tmp"  # a worker beside this one may write it too
+            with open(temporary, "wb") as out:
+                np.save(out, self._decode(path))
+            os.replace(temporary, file)
+            return np.lib.format.open_memmap(file, mode="r")
+
+    def _crop(self, frames: np.ndarray, generator: Generator | None) -> Tensor:
+        """A square of crop pixels a side, perhaps mirrored. (T, C, H, W) -> (C, T, crop, crop)"""
+        side, flip, (height, width) = self.config.crop, False, frames.shape[-2:]
+        y, x = (height - side) // 2, (width - side) // 2
+        if generator is not None:
+            scale = self.config.scales[_draw(len(self.config.scales), generator)]
+            side = max(1, round(scale * self.config.short_side))
+            y, x = _draw(height - side + 1, generator), _draw(width - side + 1, generator)
+            flip = self.config.flip and _draw(2, generator) == 1
+        square = frames[:, :, y : y + side, x : x + side]  # (T, C, side, side)
+        clip = torch.from_numpy(np.array(square))
+        if side != self.config.crop:  # channels last halves the time
+            clip = clip.contiguous(memory_format=torch.channels_last)
+            clip = resize(clip, [self.config.crop] * 2, antialias=True)
+        return (clip.flip(-1) if flip else clip).transpose(0, 1).contiguous()
+
+
+def collate(items: list[dict[str, Tensor | int]]) -> dict[str, Tensor]:
+    """One batch of clips of different length, padded with zeros in time.
+
+    Returns:
+        frames uint8 (B, C, T_max, H, W); n_frames, label, index int64 (B,).
+    """
+    clips = [item["frames"] for item in items]
+    n_frames = torch.tensor([clip.shape[1] for clip in clips])  # (B,)
+    C, _, H, W = clips[0].shape
+    frames = clips[0].new_zeros((len(clips), C, int(n_frames.max()), H, W))
+    for row, clip in zip(frames, clips, strict=True):
+        row[:, : clip.shape[1]] = clip
+    numbers = {name: torch.tensor([item[name] for item in items]) for name in ("label", "index")}
+    return {"frames": frames, "n_frames": n_frames, **numbers}

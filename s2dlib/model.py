@@ -1,0 +1,158 @@
+"""S2DNet: two samplers and two networks (Fig. 2); any row of the tables, built by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from s2dlib.backbones import build_backbone
+from s2dlib.config import PRESETS, ModelConfig, variant_of
+from s2dlib.detail import DNet
+from s2dlib.sampler import DetailSampler, Theta, UniformSampler, check_clips, frozen_theta
+from s2dlib.synopsis import SNet
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass
+class Output:
+    """All of Fig. 2 by name. What a network alone does not make is None."""
+
+    scores: Tensor  # p-hat * s; p of SNet alone, p-hat of DNet alone. (B, N)
+    logits: Tensor | None  # SNet's; softmax is p. (B, N)
+    topk_mask: Tensor | None  # s. (B, N)
+    theta: Theta | None
+    context: Tensor | None  # m. (B, C_m)
+    synopsis_frames: Tensor | None  # V, in the units of the frames. (B, C, T_S, H_S, W_S)
+    detail_volume: Tensor | None  # V-hat, in the units of the frames. (B, C, T_D, H_D, W_D)
+    detail_logits: Tensor | None  # DNet's; softmax is p-hat. (B, N)
+
+
+class S2DNet(nn.Module):
+    """Synopsis-to-Detail Network (Sec. 3); rows a1 and a2 of Table 2 lack one of its networks."""
+
+    def __init__(self, config: ModelConfig, snet: SNet | None, dnet: DNet | None) -> None:
+        super().__init__()
+        self.config = config
+        self.snet, self.dnet = snet, dnet
+        self.synopsis_sampler = UniformSampler(config.synopsis_size)
+        self.detail_sampler = DetailSampler(config.detail_size, config.filters)
+        for name, value in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1, 1), persistent=False)
+
+    def normalise(self, frames: Tensor, scale: float) -> Tensor:
+        """Per channel, to ImageNet's mean and spread; gray clips become three channels here.
+
+        Filters sum to 1, so this commutes with sampling, and raw frames stay uint8 until then (D5).
+        """
+        return (frames * scale - self.mean) / self.std
+
+    def forward(
+        self, frames: Tensor, n_frames: Tensor | None = None, theta: Theta | None = None
+    ) -> Output:
+        """Fig. 2, from raw frames to the verdict.
+
+        Args:
+            frames: raw frames I, uint8, or float in [0, 1]; gray clips may have one channel.
+                (B, 3, T, H, W)
+            n_frames: real frames of each clip, the rest is padding; None: T. (B,)
+            theta: look here, instead of where SNet says (controls, training of DNet alone).
+
+        Returns:
+            Output, every symbol of Fig. 2 by name.
+
+        Raises:
+            ValueError: frames or n_frames of wrong shape or range (sampler.check_clips).
+        """
+        n_frames = check_clips(frames, n_frames)
+        scale = 1.0 if frames.is_floating_point() else 1 / 255
+        extent = (n_frames, *frames.shape[-2:])
+        logits = mask = context = synopsis = volume = detail_logits = None
+        if self.snet is not None:
+            synopsis = self.synopsis_sampler(frames, n_frames)
+            logits, mask, theta_hat, context = self.snet(self.normalise(synopsis, scale), extent)
+        else:
+            theta_hat = frozen_theta(*extent, self.config.detail_size, self.config.frozen_space)
+        if self.dnet is None:
+            scores = logits.float().softmax(dim=1)
+            return Output(scores, logits, mask, None, None, synopsis, None, None)
+        theta = theta_hat if theta is None else theta
+        volume = self.detail_sampler(frames, theta, n_frames)
+        detail_logits = self.dnet(self.normalise(volume, scale), context)
+        scores = detail_logits.float().softmax(dim=1)
+        if mask is not None:
+            scores = scores * mask
+        return Output(scores, logits, mask, theta, context, synopsis, volume, detail_logits)
+
+
+def build_model(
+    preset: str | ModelConfig,
+    variant: str = "a0",
+    *,
+    n_classes: int | None = None,
+    snet_weights: str | None = None,
+    dnet_weights: str | None = None,
+) -> S2DNet:
+    """A model by the name of a preset and of a row of Table 2, or from a configuration.
+
+    Args:
+        preset: a key of PRESETS, or a ModelConfig.
+        variant: a row of Table 2, applied to it.
+        n_classes: N, in place of the preset's.
+        snet_weights, dnet_weights: published weights for the backbones: one of torchvision's names
+            or a local file.
+
+    Raises:
+        ValueError: no such preset, row or backbone.
+    """
+    if isinstance(preset, str):
+        if preset not in PRESETS:
+            raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+        preset = PRESETS[preset].model
+    if n_classes is not None:
+        preset = replace(preset, n_classes=n_classes, k=min(preset.k, n_classes))
+    config = variant_of(preset, variant)
+    snet = dnet = None
+    if config.snet is not None:
+        backbone = build_backbone(config.snet, snet_weights)
+        snet = SNet(backbone, config, synopsis=config.dnet is not None)
+    if config.dnet is not None:
+        stages = build_backbone(config.dnet, dnet_weights)
+        context_dim = config.context_dim if snet is not None else 0
+        dnet = DNet(stages, config.n_classes, context_dim, config.fuse_context, config.dropout)
+    return S2DNet(config, snet, dnet)
+
+
+def load_networks(model: S2DNet, snet: str | Path | None, dnet: str | Path | None) -> None:
+    """Start a model's networks from those of runs in which each was trained alone.
+
+    What the lone network did not have (f_theta, f_m, the fusions, DNet's weights for m) keeps its
+    own start; DNet's weights for m are scaled down, so that its verdict starts as it was.
+
+    Args:
+        snet, dnet: weights files (.safetensors) of such runs; None leaves that network as it is.
+
+    Raises:
+        ValueError: a weight of the file has no place in the model, or another shape.
+    """
+    for part, path in (("snet", snet), ("dnet", dnet)):
+        if path is None:
+            continue
+        network = getattr(model, part)
+        if network is None:
+            raise ValueError(f"{path}: given for {part}, which this model does not have")
+        state = {k.removeprefix(f"{part}."): v for k, v in load_file(path).items()}
+        own = network.state_dict()
+        if part == "dnet" and "classifier.weight" in state:
+            weight = own["classifier.weight"] * 0.1  # (N, C_D + C_m)
+            C_D = state["classifier.weight"].shape[1]
+            weight[:, :C_D] = state["classifier.weight"]
+            state["classifier.weight"] = weight
+        misfits = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
+        if misfits or not state:
+            raise ValueError(f"{path}: no {part} for this model; it differs in {misfits[:5]}")
+        network.load_state_dict(state, strict=False)

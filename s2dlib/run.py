@@ -1,0 +1,128 @@
+"""Run a notebook with checked parameters: papermill, this very interpreter, no misspelt name.
+
+    python -m s2dlib.run notebooks/02_train.ipynb out.ipynb -p preset synthetic -p variant b2
+
+Papermill only warns about an unknown parameter and goes on with the default; here it is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import papermill
+import yaml
+from ipykernel.kernelspec import write_kernel_spec
+from traitlets.config import Config
+
+SOCKET_PATH = 107  # bytes a Unix socket's path may have; the name of the socket takes some 20
+
+
+def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str, Any]) -> Path:
+    """Execute a notebook in its own folder and keep the executed copy, also when a cell fails.
+
+    Args:
+        notebook: its first code cell is tagged `parameters`.
+        output: the executed copy, written cell by cell; its folder is made.
+        parameters: values for names of that cell; any other name is an error.
+
+    Returns:
+        The path of the executed copy. A failing cell or a killed kernel raises.
+    """
+    notebook, output = Path(notebook), Path(output)
+    if not notebook.is_file():
+        raise FileNotFoundError(f"{notebook}: no such notebook; they live in notebooks/")
+    known = papermill.inspect_notebook(notebook)
+    if unknown := sorted(set(parameters) - set(known)):
+        raise ValueError(
+            f"{notebook.name} has no parameter {', '.join(unknown)}; "
+            f"its parameters are {', '.join(known) or 'none (no cell is tagged parameters)'}"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="s2d") as folder:
+        # JUPYTER_PATH comes before the kernels of the user's home and of the environment
+        write_kernel_spec(Path(folder) / "kernels" / "python3")
+        ipc = os.name == "posix" and len(folder) + 20 < SOCKET_PATH  # no ports, so no clashes
+        transport = {"transport": "ipc", "connection_file": f"{folder}/k.json"} if ipc else {}
+        command = _command(notebook, output, parameters)
+        with _environment(S2D_COMMAND=command, JUPYTER_PATH=folder):
+            papermill.execute_notebook(
+                notebook,
+                output,
+                parameters,
+                kernel_name="python3",
+                cwd=notebook.parent,
+                log_output=True,
+                progress_bar=sys.stderr.isatty(),
+                start_timeout=120,  # torch imports slowly from a cold disk
+                config=Config(KernelManager=transport),
+            )
+    return output
+
+
+def parse_value(text: str) -> object:
+    """A parameter as YAML reads it; 1e-3, which YAML 1.1 takes for a string, is a number."""
+    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", text):
+        return float(text)
+    return yaml.safe_load(text)
+
+
+def _command(notebook: Path, output: Path, parameters: dict[str, Any]) -> str:
+    """The shell command that repeats this call; paths relative to here, where they lie below."""
+    here = Path.cwd()
+    paths = [
+        str(p.relative_to(here) if p.is_absolute() and p.is_relative_to(here) else p)
+        for p in (notebook, output)
+    ]
+    values = []
+    for name, value in parameters.items():
+        text = yaml.safe_dump(value, default_flow_style=True, width=1e9)
+        values += ["-p", name, text.removesuffix("...\n").strip()]
+    return shlex.join(["python", "-m", "s2dlib.run", *paths, *values])
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables for the kernel, put back afterwards."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def main() -> None:
+    """The command line; every expected failure is one line and a non-zero exit."""
+    parser = argparse.ArgumentParser(prog="python -m s2dlib.run", description=__doc__)
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("output", type=Path, help="the executed copy")
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="YAML value"
+    )
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        parameters = {name: parse_value(value) for name, value in args.p}
+        run_notebook(args.notebook, args.output, parameters)
+    except (FileNotFoundError, ValueError, yaml.YAMLError) as error:
+        sys.exit(f"error: {error}")
+    except papermill.PapermillExecutionError as error:
+        sys.exit(f"{error}\nerror: {args.notebook} failed; executed so far: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Where each network looks: I -> V for SNet, and I, theta -> V-hat for DNet (Sec. 3.1-3.2).
+
+    theta -> grid centres (Eq. 6) -> Gaussian filters (Eq. 7) -> V-hat = G_X G_Y G_T I
+
+Axes: B videos, C colours, T x H x W raw frames, T_D x H_D x W_D detail volume. Clips of different
+length share a batch: n_frames (B,) says how many of the T frames of each clip are real.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2dlib.config import Size
+
+
+@dataclass
+class Theta:
+    """Location and scale of the details, the paper's six parameters (Eq. 4, 6)."""
+
+    mu_t: Tensor  # centre in time, fraction of the clip. (B,)
+    delta_t: Tensor  # stride in time, raw frames. (B,)
+    mu_y: Tensor  # centre of each detail frame, fraction of the height. (B, T_D)
+    mu_x: Tensor  # the same, fraction of the width. (B, T_D)
+    delta_y: Tensor  # stride between rows, raw pixels. (B, T_D)
+    delta_x: Tensor  # stride between columns, raw pixels. (B, T_D)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Theta:
+        """Apply one function to each of the six, e.g. to pick a clip: theta.map(lambda v: v[i])."""
+        return Theta(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+
+def grid_centres(mu: Tensor, delta: Tensor, n_out: int, n_in: int | Tensor) -> Tensor:
+    """p(z) = mu L + (z - n_out / 2 - 0.5) delta for z = 1..n_out (Eq. 6).
+
+    Taken literally, with input r (from 0) lying at r + 0.5: mu = 0.5, delta = 1 and n_out = L is
+    the identity grid, and mu is a fraction of the axis (docs/decisions.md, D1).
+
+    Args:
+        mu: centre of the grid, fraction of the axis. (...,)
+        delta: stride, in frames or pixels. (...,)
+        n_out: filters along this axis.
+        n_in: length L of the axis; one number, or one for each clip. ()  or (B,)
+
+    Returns:
+        Centres, in frames or pixels. (..., n_out)
+    """
+    steps = torch.arange(n_out, device=mu.device, dtype=mu.dtype) + 0.5 - n_out / 2  # (n_out,)
+    return (mu * n_in)[..., None] + steps * delta[..., None]
+
+
+def gaussian_filters(p: Tensor, n_in: int, valid: Tensor | None = None) -> Tensor:
+    """Unit-variance Gaussian filters G around the centres p; every row sums to 1 (Eq. 7).
+
+    A softmax is exp / Z, and stays finite where the whole row lies off-screen (such a row repeats
+    the border). Frames beyond a clip's own length weigh nothing.
+
+    Args:
+        p: centres along one axis, in frames or pixels. (..., n_out)
+        n_in: length of the axis, padding included.
+        valid: real length of each clip's axis; None: n_in. (...,)
+
+    Returns:
+        G[z, r], the weight of input r in output z. (..., n_out, n_in)
+    """
+    r = torch.arange(n_in, device=p.device, dtype=p.dtype) + 0.5  # (n_in,)
+    log_weights = -0.5 * (p[..., None] - r) ** 2  # (..., n_out, n_in)
+    if valid is not None:
+        log_weights = log_weights.masked_fill(r > valid[..., None, None], -torch.inf)
+    return log_weights.softmax(dim=-1)
+
+
+def linear_filters(p: Tensor, n_in: int, valid: Tensor | None = None) -> Tensor:
+    """Linear interpolation of the two nearest inputs, which the paper compares with (Sec. 3.2).
+
+    Centres off-screen are moved to the border, as the Gaussian rows are. Arguments and result as in
+    gaussian_filters.
+    """
+    r = torch.arange(n_in, device=p.device, dtype=p.dtype) + 0.5  # (n_in,)
+    last = (valid[..., None] if valid is not None else torch.as_tensor(n_in, device=p.device)) - 0.5
+    p = torch.minimum(p.clamp(min=0.5), last.to(p.dtype))
+    return (1 - (p[..., None] - r).abs()).clamp(min=0)
+
+
+FILTERS = {"gaussian": gaussian_filters, "linear": linear_filters}
+
+
+def frozen_theta(n_frames: Tensor, height: int, width: int, size: Size, space: str) -> Theta:
+    """Theta that knows nothing of the clip: rows a2, b1, b3, c1 of Table 2 (Sec. 4.3).
+
+    Args:
+        n_frames: real frames of each clip. (B,)
+        height, width: of the raw frames, pixels.
+        size: (T_D, H_D, W_D)
+        space: "crop" (centre crop at stride 1, the paper's) or "full" (the whole frame).
+
+    Returns:
+        Frames uniform over the clip, in segment centres, and the same window in each.
+    """
+    T_D, H_D, W_D = size
+    n = n_frames.float()  # (B,)
+    half, full = torch.full_like(n, 0.5), n.new_ones(len(n), T_D)  # (B,), (B, T_D)
+    delta_y, delta_x = (1.0, 1.0) if space == "crop" else (height / H_D, width / W_D)
+    return Theta(half, n / T_D, full / 2, full / 2, full * delta_y, full * delta_x)
+
+
+def anchored_zoom(anchor: Tensor, zoom: Tensor, full: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Shrink the uniform grid towards an anchor: p = a + s (p_uniform - a), in mu and delta.
+
+    The window never leaves the clip, whatever a and s in (0, 1] are (docs/decisions.md, D8).
+
+    Args:
+        anchor: a, the point that stays where it is, fraction of the axis. (...,)
+        zoom: s; 1 is the uniform grid. (...,)
+        full: stride of the uniform grid, L / n_out. () or broadcastable to (...,)
+
+    Returns:
+        mu (...,) and delta (...,).
+    """
+    return anchor + zoom * (0.5 - anchor), zoom * full
+
+
+def random_theta(n_frames: Tensor, height: int, width: int, size: Size) -> Theta:
+    """Windows at random, knowing nothing of the clip: DNet learns to read at any zoom (D9).
+
+    In time s is log-uniform in [1/4, 1], in space in [0.45, 1]; half of the clips keep the uniform
+    grid on either axis. Drawn from torch's global generator.
+
+    Args: as in frozen_theta.
+    """
+    T_D, H_D, W_D = size
+    n = n_frames.float()  # (B,)
+    B = len(n)
+
+    def zoom(smallest: float) -> Tensor:
+        s = smallest ** torch.rand(B, device=n.device)  # (B,)
+        return torch.where(torch.rand(B, device=n.device) < 0.5, torch.ones_like(s), s)
+
+    s_t, s_yx = zoom(0.25), zoom(0.45)
+    a_t, a_y, a_x = torch.rand(3, B, device=n.device)
+    mu_t, delta_t = anchored_zoom(a_t, s_t, n / T_D)
+    mu_y, delta_y = anchored_zoom(a_y, s_yx, height / H_D)
+    mu_x, delta_x = anchored_zoom(a_x, s_yx, width / W_D)
+    space = [v[:, None].expand(B, T_D) for v in (mu_y, mu_x, delta_y, delta_x)]
+    return Theta(mu_t, delta_t, *space)
+
+
+class UniformSampler(nn.Module):
+    """The synopsis sampler: T_S frames, uniform over the clip, resized to H_S x W_S (Sec. 3.1).
+
+    Frames are the centres of T_S equal segments; the resize is bilinear with antialiasing.
+    """
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, frames: Tensor, n_frames: Tensor) -> Tensor:
+        """frames: raw frames I (B, C, T, H, W); n_frames (B,). Returns V (B, C, T_S, H_S, W_S)."""
+        B, C = frames.shape[:2]
+        T_S, H_S, W_S = self.size
+        centres = (torch.arange(T_S, device=frames.device) + 0.5) / T_S  # (T_S,)
+        t = (centres * n_frames[:, None]).long()  # (B, T_S)
+        picked = frames.transpose(1, 2)[torch.arange(B, device=t.device)[:, None], t]
+        images = picked.flatten(0, 1).float()  # (B T_S, C, H, W)
+        if images.shape[-2:] != (H_S, W_S):
+            images = F.interpolate(images, (H_S, W_S), mode="bilinear", antialias=True)
+        return images.view(B, T_S, C, H_S, W_S).transpose(1, 2)
+
+
+class DetailSampler(nn.Module):
+    """The detail sampler: V-hat = G_X G_Y G_T I, three 1-D filterings, time first (Sec. 3.2)."""
+
+    def __init__(self, size: Size, filters: str = "gaussian") -> None:
+        super().__init__()
+        self.size = size
+        self.filters = FILTERS[filters]
+
+    def forward(self, frames: Tensor, theta: Theta, n_frames: Tensor | None = None) -> Tensor:
+        """Sample the detail volume, in float32 also under autocast.
+
+        Args:
+            frames: raw frames I, uint8 or float. (B, C, T, H, W)
+            theta: where to look.
+            n_frames: real frames of each clip; None: T. (B,)
+
+        Returns:
+            V-hat, in the units of the frames. (B, C, T_D, H_D, W_D)
+        """
+        (T, H, W), (T_D, H_D, W_D) = frames.shape[-3:], self.size
+        n = torch.full_like(theta.mu_t, T) if n_frames is None else n_frames.to(theta.mu_t)
+        with torch.autocast(frames.device.type, enabled=False):
+            theta = theta.map(torch.Tensor.float)
+            p_t = grid_centres(theta.mu_t, theta.delta_t, T_D, n)  # (B, T_D)
+            p_y = grid_centres(theta.mu_y, theta.delta_y, H_D, H)  # (B, T_D, H_D)
+            p_x = grid_centres(theta.mu_x, theta.delta_x, W_D, W)  # (B, T_D, W_D)
+            G_t = self.filters(p_t, T, n)[:, None]  # (B, 1, T_D, T)
+            G_y = self.filters(p_y, H)[:, None]  # (B, 1, T_D, H_D, H)
+            G_x = self.filters(p_x, W)[:, None]  # (B, 1, T_D, W_D, W)
+            volume = (G_t @ frames.float().flatten(3)).unflatten(3, (H, W))  # (B, C, T_D, H, W)
+            return G_y @ volume @ G_x.transpose(-1, -2)  # (B, C, T_D, H_D, W_D)
+
+
+def check_clips(frames: Tensor, n_frames: Tensor | None) -> Tensor:
+    """The number of real frames of each clip, on the device of the frames. (B,)
+
+    The lengths are checked where they lie on the CPU: on a GPU that would stall the queue.
+
+    Raises:
+        ValueError: frames are not (B, 1 or 3, T, H, W), a batch or clip is empty, or a length does
+            not lie in [1, T].
+    """
+    if frames.ndim != 5 or frames.shape[1] not in (1, 3) or 0 in frames.shape:
+        raise ValueError(
+            f"frames must be (B, 3, T, H, W), or (B, 1, T, H, W) for gray clips, with no size 0, "
+            f"got {tuple(frames.shape)}"
+        )
+    B, T = frames.shape[0], frames.shape[2]
+    if n_frames is None:
+        return torch.full((B,), T, device=frames.device)
+    if n_frames.shape != (B,):
+        raise ValueError(f"n_frames must hold {B} lengths, one a clip, got {tuple(n_frames.shape)}")
+    if n_frames.device.type == "cpu" and not (1 <= n_frames.min() and n_frames.max() <= T):
+        raise ValueError(f"n_frames must lie in [1, T={T}], got {n_frames.tolist()}")
+    return n_frames.to(frames.device)
+
+
+def log_stride_bounds(full: Tensor | float) -> tuple[float | Tensor, float]:
+    """Bounds of log(delta / full): one frame or pixel (or full, if less), and twice full."""
+    largest = math.log(2.0)
+    if isinstance(full, Tensor):
+        return -full.clamp(min=1).log(), largest
+    return -math.log(max(full, 1.0)), largest

@@ -1,0 +1,351 @@
+"""One training loop for every row and recipe: fit, evaluate, resume.
+
+What a kill may cost is the current epoch: after each, weights, optimizer and history are written to
+a new folder, which becomes visible by one rename. Every random choice derives from (seed, epoch),
+so a resumed run repeats what the uninterrupted one would have done.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import logging
+import math
+import os
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from s2dlib.config import TrainConfig
+from s2dlib.data import VideoDataset, collate
+from s2dlib.losses import detail_loss, s2d_loss, synopsis_loss
+from s2dlib.metrics import topk_hits
+from s2dlib.model import Output, S2DNet
+from s2dlib.sampler import random_theta
+
+log = logging.getLogger(__name__)
+CHECKPOINTS, WEIGHTS, STATE = "checkpoints", "model.safetensors", "state.pt"
+
+
+@contextmanager
+def only_writer(run_dir: Path) -> Iterator[None]:
+    """Hold a run's folder; a process that died, however it died, holds it no longer.
+
+    Raises:
+        RuntimeError: another process is writing this run.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "run.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(
+                f"{run_dir}: another process is writing this run; wait for it, or end it"
+            ) from error
+        yield
+
+
+def seed_everything(seed: int, epoch: int = 0) -> None:
+    """Seed Python, numpy and torch (all devices) from (seed, epoch)."""
+    mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    """Factor of the peak rate at a step: linear warm-up, then a cosine down to final_lr."""
+    warmup = max(1, round(config.warmup_epochs * steps_per_epoch))
+    total = config.epochs * steps_per_epoch
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(model: S2DNet, config: TrainConfig) -> torch.optim.Optimizer:
+    """Two groups: f_theta with its own rate, and everything else; `peak` is the rate at the top."""
+    head = [] if model.snet is None or model.snet.theta_head is None else [model.snet.theta_head]
+    theta = [p for module in head for p in module.parameters()]
+    ids = {id(p) for p in theta}
+    rest = [p for p in model.parameters() if id(p) not in ids]
+    groups = [{"params": rest, "lr": config.lr, "peak": config.lr}]
+    if theta:
+        groups.append({"params": theta, "lr": config.lr_theta, "peak": config.lr_theta})
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
+        )
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+
+
+def batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The clips of each step of an epoch, in an order drawn from (seed, epoch).
+
+    An incomplete batch is left out, unless it is the only one: batch norm on a few clips misleads.
+    """
+    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    order = torch.randperm(n, generator=generator).tolist()
+    size = min(batch_size, n)
+    return [order[i : i + size] for i in range(0, n - size + 1, size)]
+
+
+def theta_statistics(out: Output) -> dict[str, Tensor]:
+    """Sums over the clips of theta and theta squared, by parameter; empty without it. () each."""
+    if out.theta is None:
+        return {}
+    values = {k: v.double().flatten(1).mean(1) for k, v in vars_of(out).items()}  # (B,) each
+    return {f"{k}_{p}": (v**p).sum() for k, v in values.items() for p in (1, 2)}
+
+
+def vars_of(out: Output) -> dict[str, Tensor]:
+    """Theta's six parameters by name, each with a leading axis of clips. (B, 1) or (B, T_D)"""
+    return {k: v.view(len(v), -1) for k, v in vars(out.theta).items()}
+
+
+@torch.no_grad()
+def evaluate(
+    model: S2DNet,
+    dataset: VideoDataset,
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+    amp: bool = True,
+) -> dict[str, float]:
+    """Accuracy over a split, one centre crop of one clip a video (Sec. 4.1).
+
+    Returns:
+        top1, top5, snet_top1, snet_top5 (percent; SNet's where there is one), loss_s, loss_d,
+        n_clips, and mean and standard deviation over clips of each parameter of theta.
+    """
+    device = torch.device(device)
+    was_training = model.training
+    model.to(device).eval()
+    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate)
+    sums: dict[str, Tensor] = {}
+    n = 0
+    for batch in loader:
+        labels = batch["label"].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp and device.type == "cuda"):
+            out = model(batch["frames"].to(device), batch["n_frames"])
+        for name, value in (batch_sums(out, labels) | theta_statistics(out)).items():
+            sums[name] = sums.get(name, 0) + value
+        n += len(labels)
+    model.train(was_training)
+    if n == 0:
+        raise ValueError("no clips to evaluate: the split is empty")
+    means = {name: value.item() / n for name, value in sums.items()}
+    result = {"n_clips": n}
+    for name, mean in means.items():
+        if name.endswith("_2"):
+            variance = mean - means[name[:-2] + "_1"] ** 2
+            result[f"{name[:-2]}_std"] = math.sqrt(max(0.0, variance))
+        else:
+            result[f"{name[:-2]}_mean" if name.endswith("_1") else name] = mean
+    return result
+
+
+def batch_sums(out: Output, labels: Tensor) -> dict[str, Tensor]:
+    """Hits (in percent) and losses of a batch, summed over its clips. labels: (B,). () each."""
+    sums = {f"top{k}": 100.0 * topk_hits(out.scores, labels, k).sum() for k in (1, 5)}
+    if out.logits is not None:
+        p = out.logits.float().softmax(dim=1)  # (B, N)
+        sums |= {f"snet_top{k}": 100.0 * topk_hits(p, labels, k).sum() for k in (1, 5)}
+        sums["loss_s"] = synopsis_loss(out, labels) * len(labels)
+    if out.detail_logits is not None:
+        sums["loss_d"] = detail_loss(out, labels) * len(labels)
+    return sums
+
+
+def train_epoch(
+    model: S2DNet,
+    dataset: VideoDataset,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    epoch: int,
+    seed: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """One pass over the training clips.
+
+    Returns:
+        loss, loss_s, loss_d and top1 (percent), means over the clips seen, and the last rate.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    seed_everything(seed, epoch)
+    dataset.set_epoch(epoch)
+    steps = batches(len(dataset), config.batch_size, seed, epoch)
+    loader = DataLoader(
+        dataset, batch_sampler=steps, num_workers=config.workers, collate_fn=collate
+    )
+    model.train()
+    sums: dict[str, Tensor] = {}
+    n, factor = 0, 0.0
+    # By hand a bar; under papermill, where bars are saved as widget states, the log line only.
+    bar = tqdm(loader, f"epoch {epoch + 1}", leave=False, disable="S2D_COMMAND" in os.environ)
+    for step, batch in enumerate(bar):
+        factor = learning_rate(epoch * len(steps) + step, len(steps), config)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        frames, labels = batch["frames"].to(device), batch["label"].to(device)
+        theta = None
+        if config.random_zoom:
+            extent = (batch["n_frames"].to(device), *frames.shape[-2:])
+            theta = random_theta(*extent, model.config.detail_size)
+        with torch.autocast(
+            device.type, torch.bfloat16, enabled=config.amp and device.type == "cuda"
+        ):
+            out = model(frames, batch["n_frames"], theta)
+        loss = s2d_loss(out, labels, config.alpha)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
+        optimizer.step()
+        with torch.no_grad():
+            parts = batch_sums(out, labels) | {"loss": loss.detach() * len(labels)}
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0) + value
+        n += len(labels)
+    means = {name: float(value) / n for name, value in sums.items()}
+    if not math.isfinite(means["loss"]):
+        raise FloatingPointError(
+            f"the loss of epoch {epoch + 1} is {means['loss']}; the checkpoint of the epoch before "
+            f"is kept; try a lower lr than {config.lr} (lr_theta {config.lr_theta})"
+        )
+    return {"lr": config.lr * factor} | means
+
+
+def fit(
+    model: S2DNet,
+    train_set: VideoDataset,
+    val_set: VideoDataset,
+    config: TrainConfig,
+    *,
+    run_dir: str | Path,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> list[dict[str, float]]:
+    """Train; or, if run_dir holds a checkpoint of the same run, go on from it.
+
+    Args:
+        model: trained in place.
+        train_set, val_set: clips to learn from, and to evaluate on every `eval_every` epochs.
+        run_dir: gets history.csv and checkpoints/ after each epoch, model.safetensors at the end.
+        seed: of the order of the clips, their crops, dropout.
+
+    Returns:
+        The history, a row an epoch.
+
+    Raises:
+        ValueError: the checkpoint there is of another run, or a batch would hold a single clip.
+        FloatingPointError: the loss is not finite.
+    """
+    if min(len(train_set), config.batch_size) < 2:
+        raise ValueError(
+            f"batch norm needs 2 clips a batch or more, got {len(train_set)} training clips and "
+            f"batch_size={config.batch_size}"
+        )
+    run_dir, device = Path(run_dir), torch.device(device)
+    model.to(device)
+    optimizer = make_optimizer(model, config)
+    identity = {"model": asdict(model.config), "train": asdict(config), "seed": seed}
+    identity = json.loads(json.dumps(identity | {"clips": len(train_set)}))
+    with only_writer(run_dir):
+        history = load_checkpoint(run_dir, model, optimizer, identity)
+        for epoch in range(len(history), config.epochs):
+            start = time.perf_counter()
+            trained = train_epoch(model, train_set, optimizer, config, epoch, seed, device)
+            row = {"epoch": epoch + 1, "lr": trained.pop("lr")}
+            row |= {f"train_{name}": value for name, value in trained.items()}
+            if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+                how = {"batch_size": config.batch_size, "workers": config.workers}
+                measured = evaluate(model, val_set, **how, device=device, amp=config.amp)
+                row |= {f"val_{name}": value for name, value in measured.items()}
+            row["seconds"] = time.perf_counter() - start
+            history.append(row)
+            save_checkpoint(run_dir, model, optimizer, identity, history)
+            log.info(
+                f"epoch {epoch + 1}/{config.epochs}  loss {row['train_loss']:.3f}  "
+                f"train top-1 {row['train_top1']:.1f}  "
+                f"val top-1 {row.get('val_top1', math.nan):.1f}  {row['seconds']:.0f} s"
+            )
+        os.replace(write_weights(model, run_dir / f"{WEIGHTS}.part"), run_dir / WEIGHTS)
+    return history
+
+
+def write_weights(model: nn.Module, path: Path) -> Path:
+    """Write the weights as safetensors. Returns the path."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, path)
+    return path
+
+
+def save_checkpoint(
+    run_dir: Path,
+    model: S2DNet,
+    optimizer: torch.optim.Optimizer,
+    identity: dict,
+    history: list[dict[str, float]],
+) -> None:
+    """Write one folder a checkpoint, made visible by a rename; then drop the older ones."""
+    folder = run_dir / CHECKPOINTS
+    target, partial = folder / f"epoch-{len(history):04d}", folder / "partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_weights(model, partial / WEIGHTS)
+    state = {"optimizer": optimizer.state_dict(), "identity": identity, "history": history}
+    torch.save(state, partial / STATE)
+    os.replace(partial, target)
+    for old in sorted(folder.glob("epoch-*"))[:-1]:
+        shutil.rmtree(old)
+    names = dict.fromkeys(name for row in history for name in row)
+    with (run_dir / "history.csv.part").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(history)
+    os.replace(run_dir / "history.csv.part", run_dir / "history.csv")
+
+
+def load_checkpoint(
+    run_dir: Path, model: S2DNet, optimizer: torch.optim.Optimizer, identity: dict
+) -> list[dict[str, float]]:
+    """Take up the newest checkpoint of a run's folder, if it has one.
+
+    Returns:
+        Its history; empty if there is none.
+
+    Raises:
+        ValueError: it belongs to another model, training, seed or number of clips.
+    """
+    found = sorted((run_dir / CHECKPOINTS).glob("epoch-*"))
+    if not found:
+        return []
+    state = torch.load(found[-1] / STATE, map_location="cpu", weights_only=True)
+    if state["identity"] != identity:
+        differ = {
+            part: (state["identity"][part], identity[part])
+            for part in identity
+            if state["identity"][part] != identity[part]
+        }
+        raise ValueError(
+            f"{found[-1]}: a checkpoint of another run, which differs in (there, here) {differ}; "
+            f"choose another run folder, or remove this one to start anew"
+        )
+    model.load_state_dict(load_file(found[-1] / WEIGHTS))
+    optimizer.load_state_dict(state["optimizer"])
+    log.info("resumed after epoch %d from %s", len(state["history"]), found[-1])
+    return state["history"]

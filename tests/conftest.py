@@ -1,0 +1,66 @@
+"""What every test gets: a seed, and videos made on the spot whose frames carry their index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+N_BITS = 10  # the barcode: ten bars along the top quarter, the lowest bit at the left
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_video() -> Callable[..., Path]:
+    """make_video(path, n_frames, size=(height, width), codec, options, muxer, drop) -> path."""
+    return write_video
+
+
+@pytest.fixture
+def read_barcodes() -> Callable[[torch.Tensor], list[int]]:
+    """read_barcodes(frames (n, 3, H, W)) -> the index each frame carries."""
+    return barcodes
+
+
+def write_video(
+    path: Path,
+    n_frames: int = 40,
+    size: tuple[int, int] = (64, 80),
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    muxer: dict[str, str] | None = None,
+    drop: int = 0,
+) -> Path:
+    """Frames of noise under a barcode of their index; an edit list hides the first `drop`."""
+    rng, (height, width) = np.random.default_rng(n_frames), size
+    muxer = {"avoid_negative_ts": "disabled"} if drop else muxer or {}
+    with av.open(str(path), "w", options=muxer) as file:
+        stream = file.add_stream(codec, rate=25, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for i in range(n_frames + 1):
+            image = np.full((height, width, 3), 60, np.uint8)
+            image[height // 2 :] = rng.integers(0, 255, (height - height // 2, width, 3))
+            bars = np.repeat([255 * (i >> bit & 1) for bit in range(N_BITS)], width // N_BITS)
+            image[: height // 4, : len(bars)] = bars[:, None]
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24") if i < n_frames else None
+            for packet in stream.encode(frame):
+                shift = int(drop / 25 / packet.time_base)
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                file.mux(packet)
+    return path
+
+
+def barcodes(frames: torch.Tensor) -> list[int]:
+    """The index that each frame carries. frames (n, C, H, W)"""
+    height, width = frames.shape[-2:]
+    where = [round((bit + 0.5) * (width // N_BITS)) for bit in range(N_BITS)]
+    bits = frames.float().mean(1)[:, height // 8, where] > 128  # (n, N_BITS)
+    return (bits * 2 ** torch.arange(N_BITS)).sum(1).tolist()

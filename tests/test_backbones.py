@@ -1,0 +1,167 @@
+"""Backbones: the shift against a loop, the stages against torchvision's own networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torchvision.models import mobilenet_v2, resnet50
+
+from s2dlib import backbones
+from s2dlib.backbones import build_backbone, temporal_shift
+
+TORCHVISION = {"mobilenet_v2": mobilenet_v2, "resnet50": resnet50}
+
+
+def torchvision_features(net, images):
+    """What the classifier of a torchvision network sees, before its pooling. (n, 3, H, W)"""
+    if hasattr(net, "features"):
+        return net.features(images)
+    x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+    return net.layer4(net.layer3(net.layer2(net.layer1(x))))
+
+
+def trained_like(net):
+    """Batch norm statistics as after a training, so that a missing layer shows."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.8, 1.2)
+    return net.eval()
+
+
+@pytest.fixture(scope="module", params=TORCHVISION)
+def pair(request, tmp_path_factory):
+    """A torchvision network, and our backbone with its weights, read from a local file."""
+    torch.manual_seed(0)
+    net = trained_like(TORCHVISION[request.param](weights=None))
+    path = tmp_path_factory.mktemp("weights") / f"{request.param}.pth"
+    torch.save(net.state_dict(), path)
+    return net, build_backbone(request.param, str(path)).eval()
+
+
+@pytest.mark.parametrize(("T", "C"), [(1, 16), (2, 16), (5, 24), (3, 20), (4, 7)])
+def test_the_shift_is_a_copy_of_an_eighth_of_the_channels_each_way(T, C):
+    x = torch.randn(2, T, C, 3, 2)
+    shifted = temporal_shift(x.flatten(0, 1), T).unflatten(0, (2, T))
+    for b in range(2):
+        for t in range(T):
+            for c in range(C):
+                source = t + 1 if c < C // 8 else t - 1 if c < 2 * (C // 8) else t
+                expected = x[b, source, c] if 0 <= source < T else torch.zeros(3, 2)
+                assert torch.equal(shifted[b, t, c], expected), (b, t, c)
+
+
+def test_clips_of_a_batch_do_not_shift_into_each_other():
+    x = torch.zeros(2, 3, 8, 1, 1)
+    x[1] = 1
+    assert temporal_shift(x.flatten(0, 1), 3)[:3].abs().sum() == 0
+
+
+@torch.no_grad()
+def test_without_the_shift_the_stages_are_torchvisions_network_frame_by_frame(pair, monkeypatch):
+    net, ours = pair
+    monkeypatch.setattr(backbones, "temporal_shift", lambda x, n_frames: x)
+    video = torch.randn(2, 3, 3, 40, 33)
+    features = ours(video)
+    for t in range(3):
+        assert_close(features[:, :, t], torchvision_features(net, video[:, :, t]))
+
+
+@torch.no_grad()
+def test_a_single_frame_loses_the_channels_that_its_neighbours_would_give(pair):
+    net, ours = pair
+    blocks = [m for m in net.modules() if getattr(m, "use_res_connect", False)]  # MobileNetV2
+    firsts = [m.conv[0][0] for m in blocks] + [
+        m.conv1 for m in net.modules() if hasattr(m, "conv3")
+    ]
+    kept = [conv.weight.clone() for conv in firsts]
+    for conv in firsts:
+        conv.weight[:, : 2 * (conv.in_channels // 8)] = 0  # both neighbours are zeros
+    images = torch.randn(2, 3, 40, 33)
+    try:
+        assert len(firsts) == (10 if blocks else 16)
+        assert_close(ours(images[:, :, None])[:, :, 0], torchvision_features(net, images))
+    finally:
+        for conv, weight in zip(firsts, kept, strict=True):
+            conv.weight.copy_(weight)
+
+
+@torch.no_grad()
+def test_the_shift_lets_a_frame_see_its_neighbours(pair):
+    _, ours = pair
+    video = torch.randn(1, 3, 3, 32, 32)
+    changed = video.clone()
+    changed[:, :, 2] += 1
+    assert not torch.allclose(ours(video)[:, :, 1], ours(changed)[:, :, 1])
+
+
+@torch.no_grad()
+def test_stages_have_the_channels_and_the_strides_they_say(pair):
+    video, strides = torch.randn(1, 3, 2, 64, 64), []
+    for name, stage in pair[1].items():
+        video = stage(video)
+        assert video.shape[1] == pair[1].channels[name] and video.shape[2] == 2
+        strides.append(64 // video.shape[3])
+    assert strides in ([2, 4, 8, 16, 32], [4, 4, 8, 16, 32])
+    assert pair[1].out_channels == video.shape[1]
+
+
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_every_backbone_has_the_stages_that_are_fused(name):
+    if name != "resnet50":  # built above
+        assert {"res3", "res4"} <= set(build_backbone(name)) or name == "tiny-s"
+
+
+@pytest.mark.parametrize("name", ["tiny-s", "tiny-d"])
+def test_the_small_ones_take_any_length_and_size(name):
+    net = build_backbone(name).eval()
+    for T, H, W in ((1, 1, 1), (3, 18, 18), (2, 7, 30)):
+        features = net(torch.randn(2, 3, T, H, W))
+        assert features.shape[:3] == (2, net.out_channels, T) and features.isfinite().all()
+
+
+def test_every_weight_of_the_file_arrives(pair):
+    net, ours = pair
+    theirs = [v for k, v in net.state_dict().items() if not k.startswith(("classifier.", "fc."))]
+    assert len(theirs) == len(ours.state_dict())
+    left = sorted(float(v.double().sum()) for v in theirs)
+    assert left == sorted(float(v.double().sum()) for v in ours.state_dict().values())
+
+
+# Errors
+
+
+def test_an_unknown_backbone_is_named_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"'resnet51'.*mobilenet_v2.*resnet50"):
+        build_backbone("resnet51")
+
+
+def test_weights_for_a_backbone_without_are_refused():
+    with pytest.raises(ValueError, match=r"tiny-s.*'DEFAULT'"):
+        build_backbone("tiny-s", "DEFAULT")
+
+
+def test_a_missing_weights_file_is_named_with_the_names_there_are():
+    with pytest.raises(FileNotFoundError, match=r"'nowhere.pth'.*IMAGENET1K_V1"):
+        build_backbone("mobilenet_v2", "nowhere.pth")
+
+
+def test_a_file_of_other_weights_is_refused_and_its_keys_named(tmp_path):
+    path = tmp_path / "other.pth"
+    state = mobilenet_v2(weights=None).state_dict()
+    state["features.0.0.weight"] = state["features.0.0.weight"][:, :1]  # a gray network
+    state["odd.weight"] = torch.zeros(1)
+    del state["features.1.conv.1.weight"]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"3 keys") as error:
+        build_backbone("mobilenet_v2", str(path))
+    for name in (str(path), "features.0.0.weight", "odd.weight", "features.1.conv.1.weight"):
+        assert name in str(error.value)
+
+
+def test_a_classifier_of_other_classes_is_no_obstacle(tmp_path):
+    path = tmp_path / "ten.pth"
+    torch.save(mobilenet_v2(weights=None, num_classes=10).state_dict(), path)
+    build_backbone("mobilenet_v2", str(path))

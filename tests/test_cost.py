@@ -1,0 +1,69 @@
+"""Multiply-adds agree with counts by hand; parts add up to the whole."""
+
+import pytest
+import torch
+from torch import nn
+
+from s2dlib.config import PRESETS, VARIANTS, ModelConfig
+from s2dlib.cost import count, latency
+from s2dlib.model import build_model
+
+HAND = {  # backbone, frames, side, classes -> multiply-adds (G) and parameters (M)
+    ("resnet50", 16, 224, 174): (65.400, 23.865),
+    ("resnet50", 8, 224, 174): (32.700, 23.865),
+    ("mobilenet_v2", 16, 144, 200): (2.107, 2.480),
+    ("resnet50", 16, 112, 200): (17.220, 23.918),
+}
+
+
+@pytest.mark.parametrize("backbone, T, side, n_classes", HAND)
+def test_a_network_alone_costs_what_a_count_by_hand_gives(backbone, T, side, n_classes):
+    size = (T, side, side)
+    config = ModelConfig(n_classes=n_classes, snet=backbone, dnet=None, synopsis_size=size)
+    table = count(build_model(config), *size).set_index("part")
+    gmacs, mparams = HAND[backbone, T, side, n_classes]
+    classifier = T * table["gmacs"]["SNet classifier"]  # TSM classifies every frame, SNet the clip
+    assert table["gmacs"]["SNet backbone"] + classifier == pytest.approx(gmacs, abs=5e-4)
+    assert table["mparams"].sum() == pytest.approx(mparams, abs=5e-4)
+
+
+def test_the_parts_of_s2dnet_cost_what_their_shapes_say():
+    config = PRESETS["synthetic"].model
+    table = count(build_model(config), 64, 72, 72, channels=1).set_index("part")["gmacs"] * 1e9
+    table = table.round().astype(int)
+    (T_D, H_D, W_D), N, C_m = config.detail_size, config.n_classes, config.context_dim
+    assert table["SNet classifier"] == 48 * N
+    assert table["context head"] == (48 + N) * C_m
+    assert table["DNet classifier"] == (64 + C_m) * N
+    assert table["time filter"] == T_D * 64 * 72 * 72
+    assert table["space filters"] == T_D * (H_D * 72 * 72 + H_D * 72 * W_D)
+    fused = sum(T_D * side**2 * C * C + C_m * C for side, C in ((6, 32), (3, 48)))
+    assert table["fusion"] == fused  # W_m m once a clip, not at every position
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_of_every_row_is_in_one_part(variant):
+    model = build_model("synthetic", variant)
+    table = count(model, 64, 72, 72)
+    n = sum(p.numel() for p in model.parameters())
+    assert table["mparams"].sum() * 1e6 == pytest.approx(n)
+    absent = {"a1": 7, "a2": 5, "b1": 2, "b2": 1, "b3": 1}.get(variant, 0)
+    assert (table["gmacs"] == 0).sum() == absent
+
+
+def test_the_model_that_is_counted_stays_where_and_as_it_is():
+    model = build_model("synthetic").train()
+    count(model, 64, 72, 72)
+    assert model.training and next(model.parameters()).device.type == "cpu"
+
+
+def test_latency_is_the_median_and_leaves_out_the_first_run():
+    calls = []
+
+    class Slow(nn.Module):
+        def forward(self, frames):
+            calls.append(frames.shape)
+
+    table = latency({"one": Slow(), "two": Slow()}, torch.zeros(1, 3, 2, 4, 4), n_runs=3)
+    assert table["model"].tolist() == ["one", "two"] and len(calls) == 8
+    assert (table["ms"] > 0).all() and (table["ms_iqr"] >= 0).all()

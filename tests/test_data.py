@@ -1,0 +1,293 @@
+"""A CSV of videos becomes the same clips every time, whatever reads it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
+
+from s2dlib.config import DataConfig
+from s2dlib.data import VideoDataset, choose_frames, class_names, collate, load_clip, read_csv
+from s2dlib.video import ClipError, read_frames
+
+ROWS = [("a.mp4", "wave", "train"), ("b.mp4", "clap", "train"), ("c.mp4", "nod", "test")]
+
+
+def write_csv(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.fixture
+def config(tmp_path, make_video):
+    """Three videos of 40, 30 and 9 frames, 64 x 80 pixels."""
+    for (name, _, _), n_frames in zip(ROWS, (40, 30, 9), strict=True):
+        make_video(tmp_path / name, n_frames=n_frames)
+    lines = ["path,label,split", *(",".join(row) for row in ROWS)]
+    csv = write_csv(tmp_path / "videos.csv", "\n".join(lines))
+    return DataConfig(csv=str(csv), n_frames=12, frame_stride=2, short_side=64, crop=48)
+
+
+# The file
+
+
+def test_names_are_numbered_in_sorted_order_over_all_splits(config):
+    table = read_csv(config.csv)
+    assert table.columns.tolist() == ["path", "label", "split", "class_name"]
+    assert table.label.tolist() == [2, 0, 1] and class_names(table) == ["clap", "nod", "wave"]
+    for split in ("train", "test"):
+        assert VideoDataset(config, split, train=False).classes == ["clap", "nod", "wave"]
+
+
+def test_integers_are_indices_and_an_index_without_videos_keeps_its_place(tmp_path):
+    table = read_csv(write_csv(tmp_path / "a.csv", "path,label,split\nx,3,train\ny,0,test\n"))
+    assert table.label.tolist() == [3, 0] and class_names(table) == ["0", "1", "2", "3"]
+
+
+def test_label_name_names_the_indices_and_extra_columns_are_kept(tmp_path):
+    text = "path,label,label_name,split,fold\nx.mp4,1,tick,train,7\ny.mp4,0,star,test,8\n"
+    table = read_csv(write_csv(tmp_path / "labels.csv", text))
+    assert class_names(table) == ["star", "tick"] and table.fold.tolist() == ["7", "8"]
+    assert table.path.tolist() == [str(tmp_path / "x.mp4"), str(tmp_path / "y.mp4")]
+
+
+def test_bom_crlf_quotes_commas_blank_lines_and_other_alphabets_are_read(tmp_path):
+    text = (
+        'path,label,split\r\n"clips/a, b.mp4","pulling, ""hard""",train\r\n\r\n'
+        "/far/видео.mp4,größer,test\r\n"
+    )
+    table = read_csv(write_csv(tmp_path / "a.csv", b"\xef\xbb\xbf" + text.encode()))
+    assert table.path.tolist() == [str(tmp_path / "clips" / "a, b.mp4"), "/far/видео.mp4"]
+    assert class_names(table) == ["größer", 'pulling, "hard"']
+
+
+BAD = {
+    "": "no column path, label, split",
+    "path,label\nx,a\n": "no column split",
+    "path,label,split\n": "no rows",
+    "path,label,split\nx,a,train\ny,b\n": "row 3: 2 fields, expected 3",
+    "path,label,split\nx,a,train\ny,b,test,,\n": "row 3: 5 fields, expected 3",
+    "path,label,split\nx,a,train\n,b,test\n": "row 3: path is empty",
+    "path,label,split\nx,a,train\n\ny,,test\n": "row 4: label is empty",
+    "path,label,split\nx,a,train\ny,b, \n": "row 3: split is empty",
+    "path,label,split\nx,a,train\ny,b,train\n./x,a,test\n": "row 4: .*x is in row 2 already",
+    "path,label,split\nx,0,train\ny,-1,test\n": "row 3: label must be >= 0, got -1",
+    "path,label,label_name,split\nx,0,a,train\ny,one,b,test\n": "row 3: .* integer, got 'one'",
+    "path,label,label_name,split\nx,0,a,train\ny,0,b,train\n": "label 0 has class_name b, but a",
+    "path,label,label_name,split\nx,0,a,train\ny,1,a,test\n": "class_name a has label 1, but 0",
+    b"path,label,split\nx,\xff\xfe,train\n": "not a CSV file in UTF-8",
+}
+
+
+@pytest.mark.parametrize(("text", "cause"), BAD.items(), ids=BAD.values())
+def test_a_bad_csv_is_an_error_that_names_file_and_row(tmp_path, text, cause):
+    with pytest.raises(ValueError, match=rf"bad\.csv.*{cause}"):
+        read_csv(write_csv(tmp_path / "bad.csv", text))
+
+
+def test_a_missing_csv_and_an_unknown_split_are_errors(config, tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.csv"):
+        read_csv(tmp_path / "none.csv")
+    with pytest.raises(ValueError, match=r"no split 'val'; the splits are \['test', 'train'\]"):
+        VideoDataset(config, "val", train=True)
+
+
+# Which frames
+
+
+@pytest.mark.parametrize(
+    ("n_total", "stride", "frames"),
+    [
+        (12, 1, [4, 5, 6, 7]),
+        (12, 2, [2, 4, 6, 8]),
+        (13, 4, [0, 4, 8, 12]),
+        (8, 2, [0, 2, 4, 6]),
+        (5, 2, [0, 2, 4]),
+        (1, 9, [0]),
+    ],
+)
+def test_in_testing_the_clip_is_centred(n_total, stride, frames):
+    config = DataConfig(csv="", n_frames=4, frame_stride=stride)
+    assert choose_frames(n_total, config, None) == frames
+
+
+def test_in_training_every_start_is_as_likely_as_the_others():
+    config, generator = DataConfig(csv="", n_frames=3, frame_stride=2), torch.Generator()
+    clips = [choose_frames(9, config, generator) for _ in range(2000)]
+    starts = Counter(clip[0] for clip in clips)
+    assert all(clip == [clip[0], clip[0] + 2, clip[0] + 4] for clip in clips)
+    assert sorted(starts) == [0, 1, 2, 3, 4] and min(starts.values()) > 320
+
+
+def test_a_video_below_min_frames_is_an_error_that_names_it(config):
+    config = replace(config, min_frames=6)
+    with pytest.raises(ValueError, match="9 frames give 5 at stride 2, but min_frames is 6"):
+        choose_frames(9, config)
+    for cache in (None, config.csv + ".cache"):
+        with pytest.raises(ClipError, match=r"c\.mp4: 9 frames give 5"):
+            VideoDataset(replace(config, cache=cache), "test", train=False)[0]
+
+
+def test_load_clip_gives_the_centred_frames_of_a_file(config, tmp_path, read_barcodes):
+    assert load_clip(tmp_path / "a.mp4").shape == (3, 40, 64, 80)
+    clip = load_clip(tmp_path / "a.mp4", n_frames=4, frame_stride=5, short_side=48)
+    assert clip.dtype == torch.uint8 and clip.shape == (3, 4, 48, 60)
+    assert read_barcodes(clip.transpose(0, 1)) == [12, 17, 22, 27]
+    with pytest.raises(ValueError, match="must be >= 1, got 0, 1"):
+        load_clip(tmp_path / "a.mp4", n_frames=0)
+
+
+# What is cut out of them
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_in_testing_the_centre_crop_is_taken(config, tmp_path, gray):
+    item = VideoDataset(replace(config, gray=gray), "test", train=False)[0]
+    frames = read_frames(tmp_path / "c.mp4", range(0, 9, 2))  # (5, 3, 64, 80)
+    expected = (rgb_to_grayscale(frames) if gray else frames)[..., 8:56, 16:64].transpose(0, 1)
+    assert_close(item["frames"], expected, rtol=0, atol=0)
+    assert (item["label"], item["index"]) == (1, 0)
+
+
+@pytest.mark.parametrize("gray", [False, True])
+@pytest.mark.parametrize("scale", [0.75, 1.0])
+def test_in_training_the_clip_is_a_crop_of_the_video_perhaps_mirrored(
+    config, tmp_path, gray, scale
+):
+    config = replace(config, scales=(scale,), gray=gray, n_frames=3, frame_stride=4)
+    dataset, side = VideoDataset(config, "train", train=True), round(scale * 64)
+    video = read_frames(tmp_path / "a.mp4")
+    video = rgb_to_grayscale(video) if gray else video  # (40, C, 64, 80)
+    found = []
+    for epoch in range(6):
+        dataset.set_epoch(epoch)
+        clip = dataset[0]["frames"]  # (C, 3, 48, 48)
+        for flip, seen in ((False, clip), (True, clip.flip(-1))):
+            for start, y, x in where(seen[0, 0], video[:, 0], side):
+                square = video[start : start + 9 : 4, :, y : y + side, x : x + side]
+                expected = resize(square, [48, 48], antialias=True).transpose(0, 1)
+                assert (seen.int() - expected.int()).abs().max() <= 1
+                found.append((epoch, flip, start, y, x))
+    epochs, flips, starts, ys, xs = (set(column) for column in zip(*found, strict=True))
+    assert epochs == set(range(6)) and len(found) == 6  # one place for every clip
+    assert flips == {False, True} and min(len(starts), len(xs)) > 2 and len(ys) > 2 * (scale < 1)
+
+
+def where(image, video, side):
+    """Every (frame, y, x) whose square gives the image. image (48, 48), video (T, H, W)"""
+    squares = video.unfold(1, side, 1).unfold(2, side, 1)  # (T, Y, X, side, side)
+    if side != 48:
+        squares = resize(squares.flatten(0, 2)[:, None], [48, 48], antialias=True)
+        squares = squares.view(len(video), 65 - side, 81 - side, 48, 48)
+    row = (squares[..., -1, :].int() - image[-1].int()).abs().amax(-1) <= 1  # noise
+    return row.nonzero().tolist()
+
+
+def test_without_flip_nothing_is_mirrored_and_the_other_choices_stay(config):
+    config = replace(config, scales=(0.75,))
+    both, plain = (
+        VideoDataset(replace(config, flip=flip), "train", True) for flip in (True, False)
+    )
+    mirrored = 0
+    for epoch in range(8):
+        both.set_epoch(epoch), plain.set_epoch(epoch)
+        a, b = both[0]["frames"], plain[0]["frames"]
+        assert a.equal(b) or a.equal(b.flip(-1))
+        mirrored += not a.equal(b)
+    assert 0 < mirrored < 8
+
+
+# The same clips again
+
+
+def clips(dataset, epoch, workers=0):
+    dataset.set_epoch(epoch)
+    loader = DataLoader(dataset, batch_size=2, num_workers=workers, collate_fn=collate)
+    return next(iter(loader))["frames"]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_clips_depend_on_seed_epoch_and_index_alone(config, tmp_path, cached):
+    config = replace(config, cache=str(tmp_path / "cache") if cached else None)
+    dataset = VideoDataset(config, "train", train=True, seed=1)
+    first, second = clips(dataset, 0), clips(dataset, 1)
+    assert not first.equal(second)
+    torch.manual_seed(99), torch.rand(5), np.random.seed(3)
+    again = VideoDataset(config, "train", train=True, seed=1)
+    assert again[1]["frames"].equal(first[1]) and again[0]["frames"].equal(first[0])
+    for workers in (0, 2):
+        assert clips(again, 1, workers).equal(second) and clips(again, 0, workers).equal(first)
+    other = VideoDataset(config, "train", train=True, seed=2)
+    assert not clips(other, 0).equal(first)
+
+
+def test_workers_that_live_on_see_the_new_epoch(config):
+    dataset = VideoDataset(config, "train", train=True)
+    expected = [clips(dataset, epoch) for epoch in range(3)]
+    loader = DataLoader(
+        dataset, batch_size=2, num_workers=1, collate_fn=collate, persistent_workers=True
+    )
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        assert next(iter(loader))["frames"].equal(expected[epoch])
+
+
+@pytest.mark.parametrize("gray", [False, True])
+@pytest.mark.parametrize("train", [False, True])
+def test_a_cached_clip_is_the_decoded_one_and_is_decoded_once(
+    config, tmp_path, monkeypatch, gray, train
+):
+    config = replace(config, gray=gray)
+    cached = VideoDataset(replace(config, cache=str(tmp_path / "cache")), "train", train)
+    expected = VideoDataset(config, "train", train)[0]["frames"]
+    assert cached[0]["frames"].equal(expected)
+    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".npy"]
+    monkeypatch.setattr("s2dlib.data.read_frames", None)
+    clip = cached[0]["frames"]
+    assert clip.equal(expected) and clip.zero_().any() == 0  # writable, and not the cache itself
+    assert cached[0]["frames"].equal(expected)
+
+
+def test_a_video_that_changes_is_decoded_again_and_one_that_goes_is_an_error(
+    config, tmp_path, make_video
+):
+    config = replace(config, cache=str(tmp_path / "cache"), n_frames=50, frame_stride=1)
+    dataset = VideoDataset(config, "test", train=False)
+    assert dataset[0]["frames"].shape[1] == 9
+    make_video(tmp_path / "c.mp4", n_frames=13)
+    assert dataset[0]["frames"].shape[1] == 13
+    (tmp_path / "c.mp4").unlink()
+    with pytest.raises(ClipError, match=r"c\.mp4: no such file"):
+        dataset[0]
+
+
+def test_a_clip_error_in_a_worker_names_the_file(config, tmp_path):
+    (tmp_path / "c.mp4").write_bytes(b"")
+    loader = DataLoader(VideoDataset(config, "test", train=False), num_workers=1)
+    with pytest.raises(RuntimeError, match=r"c\.mp4: the file is empty"):
+        next(iter(loader))
+
+
+# Batches
+
+
+def test_clips_of_different_length_are_padded_with_zeros():
+    items = [
+        {"frames": torch.full((3, T, 4, 5), T, dtype=torch.uint8), "label": T, "index": 10 * T}
+        for T in (2, 5, 1)
+    ]
+    batch = collate(items)
+    assert batch["frames"].shape == (3, 3, 5, 4, 5) and batch["frames"].dtype == torch.uint8
+    assert batch["n_frames"].tolist() == [2, 5, 1] and batch["index"].tolist() == [20, 50, 10]
+    assert batch["label"].tolist() == [2, 5, 1] and batch["label"].dtype == torch.int64
+    assert batch["frames"].sum((1, 3, 4)).tolist() == [
+        [120, 120, 0, 0, 0],
+        [300, 300, 300, 300, 300],
+        [60, 0, 0, 0, 0],
+    ]

@@ -1,0 +1,166 @@
+"""Records are complete or marked unfinished; tables show what was measured and nothing else."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from s2dlib import results
+from s2dlib.results import (
+    paper_table,
+    provenance,
+    read_records,
+    table2,
+    to_markdown,
+    write_record,
+    write_table,
+)
+
+PAPER = Path(__file__).resolve().parents[1] / "results" / "paper.csv"
+
+
+@pytest.fixture
+def record(tmp_path):
+    def record(variant, seed, top1, run=None, n_clips=100):
+        source = {"data": "clips", "device": "a CPU"}
+        identity = {"preset": "synthetic", "variant": variant, "seed": seed}
+        run = run or f"synthetic-{variant}-{seed}"
+        metrics = identity | {"top1": top1, "top5": 90.0, "n_clips": n_clips, "parts": {"x": 1}}
+        write_record(tmp_path / run, identity | {"provenance": source}, metrics, [{"epoch": 0}])
+        return tmp_path / run
+
+    return record
+
+
+def test_metrics_come_last_so_that_a_kill_while_writing_leaves_an_unfinished_run(
+    record, tmp_path, monkeypatch
+):
+    record("a0", 0, 50.0)
+    written = []
+
+    def killed(source, target):
+        if target.name == "metrics.json":
+            raise KeyboardInterrupt
+        written.append(target.name)
+        Path(source).rename(target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        record("a0", 0, 60.0)
+    assert written == ["config.json", "history.csv"]
+    assert read_records(tmp_path)["complete"].tolist() == [False]  # not the older run's 50.0
+
+
+def test_every_folder_is_a_row_and_unfinished_ones_say_so(record, tmp_path):
+    record("a0", 0, 50.0)
+    (record("a1", 0, 40.0) / "metrics.json").unlink()
+    (tmp_path / "synthetic-a2-0").mkdir()
+    table = read_records(tmp_path).set_index("run")
+    assert table["complete"].to_dict() == {
+        "synthetic-a0-0": True,
+        "synthetic-a1-0": False,
+        "synthetic-a2-0": False,
+    }
+    assert table.loc["synthetic-a0-0", ["top1", "n_clips", "data"]].tolist() == [50, 100, "clips"]
+    assert table["top1"].isna().sum() == 2 and "parts" not in table
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_broken_record_is_an_error_that_names_the_file(record, tmp_path, text):
+    (record("a0", 0, 50.0) / "metrics.json").write_text(text)
+    with pytest.raises(ValueError, match="synthetic-a0-0/metrics.json"):
+        read_records(tmp_path)
+
+
+def test_table2_shares_runs_averages_seeds_and_leaves_the_unmeasured_missing(record, tmp_path):
+    for seed, top1 in enumerate([80.0, 84.0]):
+        record("a0", seed, top1)
+    record("b3", 0, 70.0)
+    table = table2(read_records(tmp_path), paper_table(PAPER), "synthetic").set_index("row")
+    assert list(table.index) == ["a1", "a2", "a0", "b1", "b2", "b3", "b0", "c1", "c2", "c3", "c0"]
+    for row in ("a0", "b0", "c0"):
+        assert table.loc[row, ["top1", "n_seeds", "paper_top1"]].tolist() == [82, 2, 74.7]
+        assert table.loc[row, "sd"] == pytest.approx(8**0.5)
+    assert table.loc["c1", "top1"] == table.loc["b3", "top1"] == 70
+    assert table.loc[["b3", "c1"], "paper_top5"].tolist() == [90.9, 89.6]
+    assert table.loc["a1", ["top1", "sd", "top5", "gmacs"]].isna().all()
+    line = to_markdown(table.reset_index()).splitlines()[2]
+    assert line == "| a1 | SNet | – | – | 0 | – | – | 68.6 | 89.5 | 2.2 |"
+
+
+def test_table2_with_no_record_at_all_is_the_papers_rows_beside_dashes(tmp_path):
+    table = table2(read_records(tmp_path), paper_table(PAPER), "synthetic")
+    assert len(table) == 11 and table["top1"].isna().all() and table["paper_top1"].notna().all()
+
+
+def test_a_seed_measured_twice_or_on_other_clips_makes_no_table(record, tmp_path):
+    record("a0", 0, 50.0)
+    record("a0", 0, 50.0, run="copy")
+    with pytest.raises(ValueError, match="copy, synthetic-a0-0"):
+        table2(read_records(tmp_path), paper_table(PAPER), "synthetic")
+    record("a0", 1, 50.0, run="copy", n_clips=4)
+    with pytest.raises(ValueError, match="4 of clips"):
+        table2(read_records(tmp_path), paper_table(PAPER), "synthetic")
+
+
+def test_the_papers_table_agrees_with_what_its_text_claims():
+    paper = paper_table(PAPER)
+    assert not paper.duplicated(["table", "row"]).any()
+    assert paper["table"].value_counts().to_dict() == {
+        **{"1-k400": 15, "1-ssv2": 9, "2a": 3, "2b": 4, "2c": 4},
+        **{"3a": 5, "3b-v1": 5, "3b-v2": 4, "4": 3},
+    }
+    top1 = paper.set_index(["table", "row"])["top1"]
+    gflops = paper.set_index(["table", "row"])["gflops"]
+    claims = {  # Sec. 4.2-4.5: differences in top-1
+        ("1-k400", "S2DNet X3D-S/X3D-M", "X3D X3D-M"): 2.0,
+        ("1-k400", "S2DNet X3D-S/X3D-XL", "X3D X3D-XL"): 1.5,
+        ("1-k400", "S2DNet X3D-S/X3D-XL", "SlowFast R101-NL"): 0.8,
+        ("1-ssv2", "S2DNet MN2/R50", "TSM R50"): 3.0,
+        ("1-ssv2", "S2DNet MN2/R50", "TDN R50"): 1.1,
+        ("2b", "b2", "b1"): 2.6,
+        ("2c", "c3", "c1"): 2.3,
+        ("3a", "S2DNet MN2/R50", "DKP R18/R50"): 2.0,
+        ("3b-v1", "S2DNet MN2/R50", "AdaFocus MN2/R50"): 1.6,
+        ("3b-v2", "S2DNet MN2/R50", "AdaFocus MN2/R50"): 1.8,
+    }
+    for (table, ours, other), gain in claims.items():
+        assert top1[table, ours] - top1[table, other] == pytest.approx(gain)
+    ratio = gflops["1-k400", "TDN R50"] / gflops["1-k400", "S2DNet X3D-S/X3D-M"]
+    assert ratio == pytest.approx(13.3, abs=0.05)
+
+
+def test_a_table_is_written_for_machines_and_for_people(tmp_path):
+    table = pd.DataFrame({"model": ["x|y", None], "gmacs": [0.0312, float("nan")]})
+    csv, md = write_table(table, tmp_path / "tables" / "cost")
+    assert pd.read_csv(csv)["gmacs"].tolist()[0] == 0.0312
+    assert md.read_text().splitlines()[1:] == ["| :-- | --: |", r"| x\|y | 0.031 |", "| – | – |"]
+
+
+def test_provenance_says_how_to_repeat_a_run(monkeypatch):
+    monkeypatch.setenv("S2D_COMMAND", "python -m s2dlib.run x y")
+    source = provenance(None, "cpu", 3, "clips")
+    assert source["command"] == "python -m s2dlib.run x y"
+    assert {"python", "torch", "torchvision", "numpy"} <= set(source["versions"])
+    assert source["seed"] == 3 and source["data"] == "clips" and source["device"]
+    assert provenance("make", "cpu", 0, "clips")["command"] == "make"
+    monkeypatch.delenv("S2D_COMMAND")
+    assert provenance(None, "cpu", 0, "clips")["command"] == "by hand in JupyterLab"
+
+
+def test_a_commit_is_marked_where_the_code_differs_from_it_but_not_for_new_results(tmp_path):
+    def git(*words):
+        user = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        results.subprocess.run(["git", *user, *words], cwd=tmp_path, check=True)
+
+    git("init", "-q")
+    (tmp_path / "code.py").write_text("1")
+    git("add", "code.py")
+    git("commit", "-qm", "one")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "x.json").write_text("{}")
+    commit = results._commit(tmp_path)
+    assert len(commit) == 12
+    (tmp_path / "code.py").write_text("2")
+    assert results._commit(tmp_path) == commit + "+"

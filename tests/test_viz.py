@@ -1,0 +1,139 @@
+"""Pictures show the numbers they are given: places, times, classes; of gray clips too."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+
+from s2dlib.model import Output
+from s2dlib.sampler import DetailSampler, Theta, UniformSampler, gaussian_filters
+from s2dlib.viz import (
+    RED,
+    boxes,
+    curves,
+    figure4,
+    filter_bank,
+    frame_strip,
+    theta_text,
+    time_ticks,
+    topk_bars,
+)
+
+T, H, W = 32, 40, 60
+SIZE_S, SIZE_D = (4, 10, 15), (8, 8, 12)
+
+
+@pytest.fixture
+def ax():
+    yield plt.subplots()[1]
+    plt.close("all")
+
+
+@pytest.fixture
+def theta():
+    """A batch of one: eight frames, 2 apart, around frame 8; a box of 16 x 12 pixels."""
+    full = torch.ones(1, SIZE_D[0])
+    return Theta(*torch.tensor([[0.25], [2.0]]), 0.5 * full, 0.2 * full, 2 * full, full)
+
+
+def one(theta):
+    return theta.map(lambda v: v[0])
+
+
+def output(frames, theta, n_classes=7):
+    logits = torch.arange(n_classes).float()[None]  # SNet's top 5: 6, 5, 4, 3, 2
+    mask = (logits >= 2).float()
+    n = torch.tensor([T])
+    synopsis = UniformSampler(SIZE_S)(frames[None], n)
+    volume = DetailSampler(SIZE_D)(frames[None], theta, n)
+    scores = (-logits).softmax(1) * mask  # S2DNet's verdict: 2
+    return Output(scores, logits, mask, theta, None, synopsis, volume, -logits)
+
+
+def test_the_box_is_where_eq_6_puts_the_detail_frame(ax, theta):
+    boxes(ax, torch.zeros(3, H, W, dtype=torch.uint8), one(theta), 3, SIZE_D)
+    rim, box = (p for p in ax.patches if isinstance(p, Rectangle))
+    assert box.get_bbox().bounds == pytest.approx((12 - 6, 20 - 8, 12, 16))
+    assert rim.get_bbox().bounds == box.get_bbox().bounds
+    assert ax.get_xlim() == (0, W) and ax.get_ylim() == (H, 0)
+
+
+@pytest.mark.parametrize("seconds", [None, 0.1])
+def test_the_ticks_lie_at_the_frames_that_are_read(ax, theta, seconds):
+    time_ticks(ax, one(theta), T, 4, 8, seconds, truth=(5, 9))
+    unit = seconds or 1
+    uniform, detail = (c.get_positions() for c in ax.collections)
+    assert uniform == pytest.approx([t * unit for t in (4.5, 12.5, 20.5, 28.5)])
+    assert detail == pytest.approx([t * unit for t in range(1, 17, 2)])
+    assert ("(s)" in ax.get_xlabel()) == (seconds is not None)
+
+
+@pytest.mark.parametrize("frames", [torch.rand(1, T, H, W), torch.ones(3, T, H, W).byte()])
+def test_a_strip_shows_the_frames_asked_for_gray_or_not(ax, frames):
+    frame_strip(ax, frames, [0, 9], "a clip")
+    assert len(ax.images) == 2 and ax.images[1].get_array().shape == (H, W, 3)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "9"]
+
+
+def test_the_true_class_is_red_and_shown_even_where_snet_misses_it(ax):
+    p = torch.tensor([0.1, 0.6, 0.3])
+    topk_bars(ax, ["jump", "run", "walk"], p, torch.tensor([0.0, 0.2, 0.8]), label=0, k=2)
+    labels = ax.get_yticklabels()
+    assert [t.get_text() for t in labels] == ["run", "walk", "jump (true)"]
+    assert [to_rgb(t.get_color()) == RED for t in labels] == [False, False, True]
+    widths = [bar.get_width() for bar in ax.patches]
+    assert widths == pytest.approx([0.6, 0.2, 0.3, 0.8, 0.1, 0.0])
+
+
+def test_a_curve_skips_epochs_without_a_value_and_a_missing_column_is_an_error(ax):
+    history = pd.DataFrame({"epoch": [0, 1, 2], "val_top1": [10.0, None, 30.0]})
+    curves(ax, history, ["val_top1"], "top-1 (%)")
+    assert ax.lines[0].get_xdata().tolist() == [0, 2]
+    with pytest.raises(ValueError, match="no column .*loss.*it has epoch, val_top1"):
+        curves(ax, history, ["loss"], "loss")
+
+
+def test_a_filter_bank_has_a_row_an_output_and_labels_with_the_axis(ax):
+    G = gaussian_filters(torch.tensor([2.0, 4.0]), 6)
+    filter_bank(ax, G, "frame")
+    assert ax.images[0].get_array().shape == (2, 6)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("raw frame", "detail frame")
+
+
+def test_theta_in_numbers_gives_a_range_only_where_it_varies(theta):
+    theta.mu_y[0, 0] = 0.9
+    text = theta_text(one(theta))
+    assert "μ_t 0.25 of the clip, δ_t 2.0 frames" in text
+    assert "μ_y 0.55 (0.50 to 0.90), δ_y 2.0 px" in text and "μ_x 0.20, δ_x 1.0 px" in text
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_figure_4_says_the_verdicts_and_every_text_is_legible_and_inside(channels, theta, tmp_path):
+    frames = torch.randint(0, 256, (channels, T, H, W), dtype=torch.uint8)
+    names = [f"action number {n} of a class with a long name" for n in range(7)]
+    figure = figure4(frames, output(frames, theta), names, 1, seconds=0.08, truth=(5, 9))
+    figure.savefig(tmp_path / "figure4.png", dpi=100)
+    texts = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
+    assert min(t.get_fontsize() for t in texts) >= 8
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(drawn.x0, drawn.y0) >= 0 and drawn.x1 <= width and drawn.y1 <= height
+    title = (
+        figure.texts[0].get_text().replace("\n", " ").replace(" of a class with a long name", "")
+    )
+    assert title == "true: action number 1; SNet: action number 6; S2DNet: action number 2"
+    plt.close(figure)
+
+
+def test_figure_4_of_a_network_alone_is_an_error(theta):
+    frames = torch.zeros(3, T, H, W, dtype=torch.uint8)
+    out = output(frames, theta)
+    out.theta = None
+    with pytest.raises(ValueError, match="a1 and a2"):
+        figure4(frames, out, ["x"] * 7, 0)
