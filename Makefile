@@ -9,8 +9,8 @@ READY := .venv/ready
 reproduce: $(READY)  ## videos -> all runs of Table 2 -> tables and figures; resumes where it stopped
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --nolock $(if $(GPUS),--resources gpu=$(GPUS))
 
-test: lint  ## lint, then all tests
-	$(BIN)/pytest
+test: lint  ## lint, then all tests; one thread, since tiny tensors wait for each other on more
+	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -128,7 +128,7 @@ rule data:
     output:
         f"{SHOWN}/00_data.ipynb",
     shell:
-        "python -m s2dlib.run notebooks/00_data.ipynb {output}"
+        "python -m s2dlib.run notebooks/00_data.ipynb {output} -p max_files 600"
 
 
 rule sampler:

@@ -206,7 +206,7 @@ PRESETS: dict[str, Preset] = {
         model=_SYNTHETIC_MODEL,
         data=_SYNTHETIC_DATA,
         recipes={
-            "snet": TrainConfig(epochs=15, lr=3e-3),  # SNet alone, the start of every row
+            "snet": TrainConfig(epochs=10, lr=3e-3),  # SNet alone, the start of every row
             "closeups": TrainConfig(epochs=10, lr=3e-3),  # DNet alone, large and centred details
             "zoom": TrainConfig(epochs=8, lr=2e-3, random_zoom=True),  # then at any zoom
             "joint": TrainConfig(epochs=8, lr=1.5e-3, lr_theta=2e-3),  # then all together
@@ -230,14 +230,19 @@ PRESETS: dict[str, Preset] = {
         model=ModelConfig(
             n_classes=10,
             dnet="mobilenet_v2",
-            synopsis_size=(8, 96, 96),
-            detail_size=(8, 96, 96),
+            synopsis_size=(8, 80, 80),
+            detail_size=(12, 96, 96),
             theta_head="attention",
             frozen_space="full",
         ),
         data=DataConfig(
-            csv="data/videos/videos.csv", n_frames=64, frame_stride=2, short_side=144, crop=128
+            csv="data/videos/videos.csv",
+            n_frames=108,
+            short_side=144,
+            crop=128,
+            scales=(1.0, 0.9),
+            cache="data/videos/cache",
         ),
-        recipes={"joint": TrainConfig(epochs=15, batch_size=16, lr=3e-4, lr_theta=1e-3)},
+        recipes={"joint": TrainConfig(epochs=15, batch_size=8, lr=5e-4, lr_theta=1e-3)},
     ),
 }

@@ -84,8 +84,8 @@ class S2DNet(nn.Module):
         volume = self.detail_sampler(frames, theta, n_frames)
         detail_logits = self.dnet(self.normalise(volume, scale), context)
         scores = detail_logits.float().softmax(dim=1)
-        if mask is not None:
-            scores = scores * mask
+        if mask is not None:  # no candidate's score may underflow to that of the others, zero
+            scores = scores.clamp(min=torch.finfo(scores.dtype).tiny) * mask
         return Output(scores, logits, mask, theta, context, synopsis, volume, detail_logits)
 
 
@@ -148,10 +148,10 @@ def load_networks(model: S2DNet, snet: str | Path | None, dnet: str | Path | Non
         state = {k.removeprefix(f"{part}."): v for k, v in load_file(path).items()}
         own = network.state_dict()
         if part == "dnet" and "classifier.weight" in state:
-            weight = own["classifier.weight"] * 0.1  # (N, C_D + C_m)
-            C_D = state["classifier.weight"].shape[1]
-            weight[:, :C_D] = state["classifier.weight"]
-            state["classifier.weight"] = weight
+            seen, weight = state["classifier.weight"], own["classifier.weight"]
+            if len(seen) == len(weight) and seen.shape[1] <= weight.shape[1]:
+                unseen = weight[:, seen.shape[1] :] * 0.1  # for m. (N, C_m)
+                state["classifier.weight"] = torch.cat((seen, unseen), dim=1)
         misfits = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
         if misfits or not state:
             raise ValueError(f"{path}: no {part} for this model; it differs in {misfits[:5]}")

@@ -213,9 +213,9 @@ def beside_paper(records: pd.DataFrame, paper: pd.DataFrame, table: str) -> pd.D
 
 
 def command(preset: str, variant: str = "a0", seed: int = 0, csv: str = "") -> str:
-    """The shell command that makes a run; for a preset that is not there yet, that it is not."""
+    """The shell command that makes a run; or that its preset is yet to come."""
     if preset not in PRESETS:
-        return f"(no preset {preset} yet)"
+        return f"(needs a preset {preset})"
     if preset == "synthetic" and not csv:
         return "make reproduce"
     row = SAME_RUN.get(variant, variant)
@@ -271,6 +271,10 @@ def where_it_looks(model: S2DNet, dataset: VideoDataset, batch_size: int = 32) -
         raw frames; looks_y, looks_x, delta_y, delta_x in raw pixels, of the detail frame nearest to
         the true moment (of the middle one where it is not known); and truth_in_clips, where known.
     """
+    if model.snet is None or model.dnet is None:
+        raise ValueError(
+            "expected SNet and DNet: rows a1 and a2 of Table 2 look nowhere by themselves"
+        )
     truth, rows = truth_in_clips(dataset), []
     for batch in DataLoader(dataset, batch_size, collate_fn=collate):
         out = model(batch["frames"], batch["n_frames"])
@@ -282,7 +286,8 @@ def where_it_looks(model: S2DNet, dataset: VideoDataset, batch_size: int = 32) -
             "snet": out.logits.argmax(1),
             "s2dnet": out.scores.argmax(1),
         }
-        row |= {"looks_t": moment, "delta_t": theta.delta_t}
+        row |= {"looks_t": moment}
+        row |= {"delta_t": theta.delta_t}
         if truth is not None:
             moment = torch.tensor(truth["t"].to_numpy()[batch["index"]])  # (B,)
         z = (p_t - moment[:, None]).abs().argmin(dim=1, keepdim=True)  # (B, 1)

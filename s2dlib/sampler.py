@@ -164,8 +164,8 @@ class UniformSampler(nn.Module):
         """frames: raw frames I (B, C, T, H, W); n_frames (B,). Returns V (B, C, T_S, H_S, W_S)."""
         B, C = frames.shape[:2]
         T_S, H_S, W_S = self.size
-        centres = (torch.arange(T_S, device=frames.device) + 0.5) / T_S  # (T_S,)
-        t = (centres * n_frames[:, None]).long()  # (B, T_S)
+        z = torch.arange(T_S, device=frames.device)  # (T_S,)
+        t = (2 * z + 1) * n_frames[:, None] // (2 * T_S)  # (z + 0.5) n / T_S, exact. (B, T_S)
         picked = frames.transpose(1, 2)[torch.arange(B, device=t.device)[:, None], t]
         images = picked.flatten(0, 1).float()  # (B T_S, C, H, W)
         if images.shape[-2:] != (H_S, W_S):

@@ -92,13 +92,15 @@ class AttentionHead(nn.Module):
         super().__init__()
         C = features[0]
         self.detail_size = config.detail_size
-        self.time_score = nn.Linear(2 * C, 1) if config.sample_time else None
+        self.time_score = nn.Linear(2 * C, 1, bias=False) if config.sample_time else None
         self.time_zoom = nn.Linear(2 * C, 1) if config.sample_time else None
-        self.space_score = nn.Linear(C, 1) if config.sample_space else None
+        self.space_score = nn.Linear(C, 1, bias=False) if config.sample_space else None
         self.space_zoom = nn.Linear(2 * C, 2) if config.sample_space else None
         for layer in (self.time_score, self.time_zoom, self.space_score, self.space_zoom):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=0.01)
+        for layer in (self.time_zoom, self.space_zoom):
+            if layer is not None:
                 nn.init.zeros_(layer.bias)
 
     def forward(self, h: Tensor, frozen: Theta, extent: Extent) -> Theta:

@@ -185,7 +185,7 @@ def train_epoch(
         loss, loss_s, loss_d and top1 (percent), means over the clips seen, and the last rate.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: a gradient is not finite; names the step, the rates and the clips.
     """
     seed_everything(seed, epoch)
     dataset.set_epoch(epoch)
@@ -214,20 +214,21 @@ def train_epoch(
         loss = s2d_loss(out, labels, config.alpha)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
+        if not norm.isfinite():
+            paths = [dataset.table["path"][i] for i in batch["index"].tolist()]
+            raise FloatingPointError(
+                f"epoch {epoch + 1}, step {step + 1}: loss {loss.item()}, gradient norm "
+                f"{norm.item()}; the checkpoint of the epoch before is kept; try a lower lr than "
+                f"{config.lr} (lr_theta {config.lr_theta}); the clips were {paths}"
+            )
         optimizer.step()
         with torch.no_grad():
             parts = batch_sums(out, labels) | {"loss": loss.detach() * len(labels)}
         for name, value in parts.items():
             sums[name] = sums.get(name, 0) + value
         n += len(labels)
-    means = {name: float(value) / n for name, value in sums.items()}
-    if not math.isfinite(means["loss"]):
-        raise FloatingPointError(
-            f"the loss of epoch {epoch + 1} is {means['loss']}; the checkpoint of the epoch before "
-            f"is kept; try a lower lr than {config.lr} (lr_theta {config.lr_theta})"
-        )
-    return {"lr": config.lr * factor} | means
+    return {"lr": config.lr * factor} | {name: float(value) / n for name, value in sums.items()}
 
 
 def fit(
@@ -253,7 +254,7 @@ def fit(
 
     Raises:
         ValueError: the checkpoint there is of another run, or a batch would hold a single clip.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: a gradient is not finite.
     """
     if min(len(train_set), config.batch_size) < 2:
         raise ValueError(
@@ -279,13 +280,25 @@ def fit(
             row["seconds"] = time.perf_counter() - start
             history.append(row)
             save_checkpoint(run_dir, model, optimizer, identity, history)
+            write_history(run_dir, history)
             log.info(
                 f"epoch {epoch + 1}/{config.epochs}  loss {row['train_loss']:.3f}  "
                 f"train top-1 {row['train_top1']:.1f}  "
                 f"val top-1 {row.get('val_top1', math.nan):.1f}  {row['seconds']:.0f} s"
             )
+        write_history(run_dir, history)  # a kill may have come between a checkpoint and its history
         os.replace(write_weights(model, run_dir / f"{WEIGHTS}.part"), run_dir / WEIGHTS)
     return history
+
+
+def write_history(run_dir: Path, history: list[dict[str, float]]) -> None:
+    """Write history.csv, a row an epoch; columns in the order in which they first came."""
+    partial = run_dir / "history.csv.part"
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, dict.fromkeys(name for row in history for name in row))
+        writer.writeheader()
+        writer.writerows(history)
+    os.replace(partial, run_dir / "history.csv")
 
 
 def write_weights(model: nn.Module, path: Path) -> Path:
@@ -312,12 +325,6 @@ def save_checkpoint(
     os.replace(partial, target)
     for old in sorted(folder.glob("epoch-*"))[:-1]:
         shutil.rmtree(old)
-    names = dict.fromkeys(name for row in history for name in row)
-    with (run_dir / "history.csv.part").open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(history)
-    os.replace(run_dir / "history.csv.part", run_dir / "history.csv")
 
 
 def load_checkpoint(

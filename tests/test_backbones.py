@@ -22,12 +22,15 @@ def torchvision_features(net, images):
     return net.layer4(net.layer3(net.layer2(net.layer1(x))))
 
 
+@torch.no_grad()
 def trained_like(net):
-    """Batch norm statistics as after a training, so that a missing layer shows."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.1, 0.1)
-            module.running_var.uniform_(0.8, 1.2)
+    """Batch norms that keep the signal alive to the last layer, each with its own statistics."""
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.uniform_(-0.3, 0.3)
+    net.train()(torch.randn(4, 3, 48, 48))
     return net.eval()
 
 
@@ -38,7 +41,7 @@ def pair(request, tmp_path_factory):
     net = trained_like(TORCHVISION[request.param](weights=None))
     path = tmp_path_factory.mktemp("weights") / f"{request.param}.pth"
     torch.save(net.state_dict(), path)
-    return net, build_backbone(request.param, str(path)).eval()
+    return net.double(), build_backbone(request.param, str(path)).eval().double()
 
 
 @pytest.mark.parametrize(("T", "C"), [(1, 16), (2, 16), (5, 24), (3, 20), (4, 7)])
@@ -63,10 +66,11 @@ def test_clips_of_a_batch_do_not_shift_into_each_other():
 def test_without_the_shift_the_stages_are_torchvisions_network_frame_by_frame(pair, monkeypatch):
     net, ours = pair
     monkeypatch.setattr(backbones, "temporal_shift", lambda x, n_frames: x)
-    video = torch.randn(2, 3, 3, 40, 33)
+    video = torch.randn(2, 3, 2, 36, 33).double()
     features = ours(video)
-    for t in range(3):
-        assert_close(features[:, :, t], torchvision_features(net, video[:, :, t]))
+    for t in range(2):
+        expected = torchvision_features(net, video[:, :, t])
+        assert_close(features[:, :, t], expected)
 
 
 @torch.no_grad()
@@ -79,10 +83,11 @@ def test_a_single_frame_loses_the_channels_that_its_neighbours_would_give(pair):
     kept = [conv.weight.clone() for conv in firsts]
     for conv in firsts:
         conv.weight[:, : 2 * (conv.in_channels // 8)] = 0  # both neighbours are zeros
-    images = torch.randn(2, 3, 40, 33)
+    images = torch.randn(2, 3, 36, 33).double()
     try:
         assert len(firsts) == (10 if blocks else 16)
-        assert_close(ours(images[:, :, None])[:, :, 0], torchvision_features(net, images))
+        expected = torchvision_features(net, images)
+        assert_close(ours(images[:, :, None])[:, :, 0], expected)
     finally:
         for conv, weight in zip(firsts, kept, strict=True):
             conv.weight.copy_(weight)
@@ -91,15 +96,15 @@ def test_a_single_frame_loses_the_channels_that_its_neighbours_would_give(pair):
 @torch.no_grad()
 def test_the_shift_lets_a_frame_see_its_neighbours(pair):
     _, ours = pair
-    video = torch.randn(1, 3, 3, 32, 32)
+    video = torch.randn(1, 3, 3, 32, 32).double()
     changed = video.clone()
     changed[:, :, 2] += 1
-    assert not torch.allclose(ours(video)[:, :, 1], ours(changed)[:, :, 1])
+    assert not torch.allclose(ours(video)[:, :, 1], ours(changed)[:, :, 1], atol=1e-2)
 
 
 @torch.no_grad()
 def test_stages_have_the_channels_and_the_strides_they_say(pair):
-    video, strides = torch.randn(1, 3, 2, 64, 64), []
+    video, strides = torch.randn(1, 3, 2, 64, 64).double(), []
     for name, stage in pair[1].items():
         video = stage(video)
         assert video.shape[1] == pair[1].channels[name] and video.shape[2] == 2
@@ -125,9 +130,8 @@ def test_the_small_ones_take_any_length_and_size(name):
 def test_every_weight_of_the_file_arrives(pair):
     net, ours = pair
     theirs = [v for k, v in net.state_dict().items() if not k.startswith(("classifier.", "fc."))]
-    assert len(theirs) == len(ours.state_dict())
-    left = sorted(float(v.double().sum()) for v in theirs)
-    assert left == sorted(float(v.double().sum()) for v in ours.state_dict().values())
+    ours = {v.numpy().tobytes() for v in ours.state_dict().values()}
+    assert ours == {v.numpy().tobytes() for v in theirs}
 
 
 # Errors

@@ -1,21 +1,34 @@
 """Records are complete or marked unfinished; tables show what was measured and nothing else."""
 
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from torch.testing import assert_close
 
 from s2dlib import results
+from s2dlib.config import PRESETS
+from s2dlib.data import VideoDataset
+from s2dlib.model import build_model
 from s2dlib.results import (
+    beside_paper,
+    command,
+    comparisons,
+    load_run,
     paper_table,
     provenance,
     read_records,
     table2,
     to_markdown,
+    truth_in_clips,
+    where_it_looks,
     write_record,
     write_table,
 )
+from s2dlib.synthetic import write_dataset
+from s2dlib.train import WEIGHTS, write_weights
 
 PAPER = Path(__file__).resolve().parents[1] / "results" / "paper.csv"
 
@@ -164,3 +177,86 @@ def test_a_commit_is_marked_where_the_code_differs_from_it_but_not_for_new_resul
     assert len(commit) == 12
     (tmp_path / "code.py").write_text("2")
     assert results._commit(tmp_path) == commit + "+"
+
+
+def test_comparisons_have_the_papers_difference_and_say_whether_ours_agrees(record, tmp_path):
+    for seed, top1 in enumerate([80.0, 84.0]):
+        record("a0", seed, top1)
+    record("b2", 0, 60.0)
+    record("b3", 0, 90.0)
+    table = table2(read_records(tmp_path), paper_table(PAPER), "synthetic")
+    lines = comparisons(table).set_index("rows")
+    assert (lines["paper"] > 0).all() and len(lines) == 10
+    assert lines.loc["b0 - b2", ["ours", "holds"]].tolist() == [22, "yes"]
+    assert lines.loc["b0 - b3", ["ours", "holds"]].tolist() == [-8, "no"]
+    assert lines.loc["a0 - a1", ["ours", "sd", "holds"]].isna().all()
+
+
+def test_a_line_of_the_paper_gets_our_number_only_from_a_run_of_its_preset(record, tmp_path):
+    paper = paper_table(PAPER)
+    record("a0", 0, 50.0)
+    run = record("a0", 0, 70.0, run="ssv2-a0-0")
+    for name in ("config.json", "metrics.json"):
+        (run / name).write_text((run / name).read_text().replace('"synthetic"', '"ssv2"'))
+    lines = beside_paper(read_records(tmp_path), paper, "1-ssv2").set_index("row")
+    assert lines["our_top1"].dropna().to_dict() == {"S2DNet MN2/R50": 70}
+    assert lines.loc["S2DNet MN2/R50", "top1"] == 66.4 and "params" not in lines
+    assert beside_paper(read_records(tmp_path), paper, "3a")["our_top1"].isna().all()
+
+
+def test_the_command_of_a_run_names_its_preset_row_and_csv():
+    assert command("synthetic", "b2") == "make reproduce"
+    assert command("mini-kinetics", "c1", 2).endswith(
+        "results/runs/mini-kinetics-b3-2/02_train.ipynb "
+        "-p preset mini-kinetics -p variant b3 -p recipe paper -p seed 2"
+    )
+    assert command("videos", csv="a/mine.csv").endswith("-p csv a/mine.csv -p name mine-a0-0")
+    assert command("no-such") == "(needs a preset no-such)"
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("clips"), share=0.001)
+
+
+def test_a_run_is_rebuilt_from_its_folder_and_missing_weights_are_named(tmp_path):
+    model = build_model("synthetic", "b2")
+    config = {"model": asdict(model.config), "preset": "synthetic"}
+    write_record(tmp_path, config, {"top1": 1.0}, [{"epoch": 1}])
+    with pytest.raises(FileNotFoundError, match="model.safetensors"):
+        load_run(tmp_path)
+    write_weights(model, tmp_path / WEIGHTS)
+    loaded, config = load_run(tmp_path)
+    assert config["preset"] == "synthetic" and not loaded.training
+    assert loaded.config == model.config
+    for name, value in model.state_dict().items():
+        assert_close(loaded.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("change", [{}, {"short_side": 160, "crop": 150, "n_frames": 30}])
+def test_the_truth_is_where_the_clip_shows_the_detail(clips, change):
+    stride = 2 if change else 1
+    config = replace(PRESETS["synthetic"].data, csv=str(clips), cache=None, min_frames=1)
+    config = replace(config, frame_stride=stride, **change)
+    test = VideoDataset(config, "test", train=False)
+    truth = truth_in_clips(test)
+    crosses = test.table.index[test.table["class_name"].str.endswith("cross>cross")]
+    inside = truth["t"].between(0, config.n_frames - 1) & truth["x"].between(1, config.crop - 1)
+    inside &= truth["y"].between(1, config.crop - 1)
+    shown = [i for i in crosses if inside[i]]
+    assert shown
+    for i in shown:  # the middle of a cross is white
+        t, y, x = (int(truth.loc[i, name]) for name in ("t", "y", "x"))
+        assert test[i]["frames"][0, t, y, x] > 150
+
+
+def test_where_it_looks_is_the_same_whatever_the_batch_and_knows_no_truth_without_one(clips):
+    config = replace(PRESETS["synthetic"].data, csv=str(clips), cache=None)
+    test = VideoDataset(config, "test", train=False)
+    model = build_model("synthetic").eval()
+    table = where_it_looks(model, test)
+    pd.testing.assert_frame_equal(table, where_it_looks(model, test, batch_size=7), rtol=1e-3)
+    assert table["label"].tolist() == test.table["label"].tolist()
+    assert table["looks_t"].between(0, 64).all() and table["looks_y"].between(0, 72).all()
+    test.table = test.table.drop(columns="t")
+    assert truth_in_clips(test) is None and "t" not in where_it_looks(model, test)

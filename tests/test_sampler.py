@@ -67,7 +67,7 @@ def detail_volume(frames, theta, size, lengths, weigh=gaussian):
 
 
 def resized(image, size):
-    """Bilinear with antialiasing: triangles as wide as an output pixel, or an input pixel if wider."""
+    """Bilinear with antialiasing: triangles as wide as an output pixel, at least an input one."""
     for axis, n_out in enumerate(size):
         n_in = image.shape[axis]
         scale = n_in / n_out

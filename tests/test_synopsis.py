@@ -68,7 +68,7 @@ def batch_norm(x, bn):
 
 
 def linear(x, layer):
-    return x @ array(layer.weight).T + array(layer.bias)
+    return x @ array(layer.weight).T + (0 if layer.bias is None else array(layer.bias))
 
 
 def softmax(x):
@@ -217,7 +217,7 @@ def test_theta_is_two_convolutions_and_two_branches(head):
     f_theta = shaken(ThetaHead(config, (5, 3, 2, 4)))
     e, mask = torch.randn(2, 5, 3, 2, 4), topk_mask(torch.randn(2, 7), 3)
     frozen = frozen_theta(*EXTENT, config.detail_size, "crop")
-    theta = f_theta(e, mask, frozen, EXTENT)
+    theta = f_theta(e, mask, frozen, EXTENT).map(torch.Tensor.detach)
 
     one, bn_one, _, three, bn_three, _ = f_theta.convolutions
     E = np.repeat(array(mask), 3 * 2 * 4, axis=1).reshape(2, 7, 3, 2, 4)

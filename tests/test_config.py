@@ -1,0 +1,119 @@
+"""Configurations check themselves, and a change to one says so."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from s2dlib.config import (
+    PRESETS,
+    SAME_RUN,
+    VARIANTS,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    override,
+    to_dict,
+    variant_of,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_classes": 3, "k": 5}, r"\[1, n_classes=3\], got 5"),
+        ({"n_classes": 3, "k": 0}, r"\[1, n_classes=3\], got 0"),
+        ({"n_classes": 0}, "n_classes must be >= 1, got 0"),
+        ({"n_classes": 9, "snet": None, "dnet": None}, "snet and dnet"),
+        ({"n_classes": 9, "detail_size": (8, 8)}, r"detail_size.*\(8, 8\)"),
+        ({"n_classes": 9, "synopsis_size": (8, 0, 8)}, r"synopsis_size.*\(8, 0, 8\)"),
+        ({"n_classes": 9, "theta_head": "mlp"}, "theta_head.*'fc', 'attention'.*'mlp'"),
+        ({"n_classes": 9, "frozen_space": "half"}, "frozen_space.*'crop', 'full'.*'half'"),
+        ({"n_classes": 9, "filters": "cubic"}, "filters.*'gaussian', 'linear'.*'cubic'"),
+    ],
+)
+def test_an_impossible_model_is_refused_by_its_values(changes, words):
+    with pytest.raises(ValueError, match=words):
+        ModelConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_frames": 0}, "n_frames must be >= 1, got 0"),
+        ({"frame_stride": -1}, "frame_stride must be >= 1, got -1"),
+        ({"crop": 300}, "crop=300.*short_side=256"),
+        ({"scales": ()}, r"scales.*\(\)"),
+        ({"scales": [1.2]}, r"scales.*\(1.2,\)"),
+    ],
+)
+def test_impossible_data_are_refused_by_their_values(changes, words):
+    with pytest.raises(ValueError, match=words):
+        DataConfig(csv="a.csv", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"optimizer": "lion"}, "'lion'"), ({"epochs": 0}, "epochs"), ({"batch_size": 0}, "batch")],
+)
+def test_an_impossible_training_is_refused_by_its_values(changes, words):
+    with pytest.raises(ValueError, match=words):
+        TrainConfig(**changes)
+
+
+def test_configs_are_frozen_and_take_keywords_only():
+    with pytest.raises(FrozenInstanceError):
+        PRESETS["synthetic"].model.k = 3
+    with pytest.raises(TypeError):
+        ModelConfig(20)
+
+
+def test_table_2_has_eleven_rows_and_eight_models():
+    assert len({*VARIANTS, *SAME_RUN}) == 11
+    models = {variant_of(PRESETS["mini-kinetics"].model, row) for row in (*VARIANTS, *SAME_RUN)}
+    assert len(models) == 8
+    for row, same in SAME_RUN.items():
+        full = PRESETS["mini-kinetics"].model
+        assert variant_of(full, row) == variant_of(full, same)
+
+
+def test_an_unknown_row_is_named_with_the_known_ones():
+    with pytest.raises(ValueError, match="'a9'.*a0, a1, a2, b0, b1, b2, b3, c0, c1, c2, c3"):
+        variant_of(PRESETS["synthetic"].model, "a9")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_json(name):
+    preset = PRESETS[name]
+    plain = json.loads(json.dumps(to_dict(preset)))
+    assert ModelConfig(**plain["model"]) == preset.model
+    assert DataConfig(**plain["data"]) == preset.data
+    assert {k: TrainConfig(**v) for k, v in plain["recipes"].items()} == preset.recipes
+
+
+def test_an_override_goes_to_the_part_that_holds_the_field():
+    changes = {"k": 3, "n_frames": 32, "epochs": 2, "detail_size": [4, 8, 8], "scales": [1.0]}
+    preset = override(PRESETS["synthetic"], "joint", changes)
+    start = PRESETS["synthetic"]
+    assert preset.model == replace(start.model, k=3, detail_size=(4, 8, 8))
+    assert preset.data == replace(start.data, n_frames=32, scales=(1.0,))
+    assert preset.recipes == {"joint": replace(start.recipes["joint"], epochs=2)}
+    assert start == PRESETS["synthetic"] and changes["k"] == 3  # nothing is changed in place
+
+
+def test_an_override_of_nothing_is_the_preset_with_one_recipe():
+    preset = override(PRESETS["synthetic"], "paper", {})
+    start = PRESETS["synthetic"]
+    assert (preset.model, preset.data) == (start.model, start.data)
+    assert preset.recipes == {"paper": start.recipes["paper"]}
+
+
+def test_an_override_refuses_unknown_fields_recipes_and_values():
+    with pytest.raises(ValueError, match=r"\['batchsize', 'kk'\].*batch_size"):
+        override(PRESETS["synthetic"], "joint", {"kk": 3, "batchsize": 2, "k": 4})
+    with pytest.raises(ValueError, match="'authors'.*joint"):
+        override(PRESETS["synthetic"], "authors", {})
+    with pytest.raises(ValueError, match="got 50"):
+        override(PRESETS["synthetic"], "joint", {"k": 50})

@@ -1,0 +1,134 @@
+"""Every notebook keeps the contract of the house, and runs to its end on a few tiny clips."""
+
+import ast
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from s2dlib.config import PRESETS
+from s2dlib.model import build_model
+from s2dlib.results import write_record
+from s2dlib.run import run_notebook
+from s2dlib.synthetic import class_names, write_dataset
+from s2dlib.train import WEIGHTS, write_weights
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+ALLOWED = {"s2dlib", "torch", "pandas", "matplotlib", "seaborn", *sys.stdlib_module_names}
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_of(path):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+@each_notebook
+def test_the_format_is_4_5_with_unique_cell_ids_and_the_kernel_python3(path):
+    notebook = json.loads(path.read_text())
+    nbformat.validate(notebook)
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+
+
+@each_notebook
+def test_no_output_is_committed(path):
+    assert all(c["outputs"] == [] and c["execution_count"] is None for c in code_of(path))
+
+
+@each_notebook
+def test_the_first_code_cell_and_no_other_holds_the_parameters(path):
+    tags = [cell["metadata"].get("tags", []) for cell in code_of(path)]
+    assert tags[0] == ["parameters"] and not any(tags[1:])
+    lines = "".join(code_of(path)[0]["source"]).splitlines()
+    assert all("  # " in line for line in lines)  # papermill --help-notebook prints them
+    statements = ast.parse("\n".join(lines)).body
+    assert all(isinstance(s, ast.AnnAssign) for s in statements)
+    values = {s.target.id: ast.literal_eval(s.value) for s in statements}  # literals only
+    assert values["smoke"] is False
+
+
+@each_notebook
+def test_cells_are_short_and_call_the_package_only(path):
+    sources = ["".join(cell["source"]) for cell in code_of(path)]
+    assert max(len(source.splitlines()) for source in sources[1:]) <= 12
+    assert sum(len(source.splitlines()) for source in sources[1:]) <= 80
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]  # no magics
+    banned = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    assert not [node for node in nodes if isinstance(node, banned)]
+    imported = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in imported} <= ALLOWED
+
+
+@each_notebook
+def test_each_code_cell_follows_a_paragraph(path):
+    kinds = [cell["cell_type"] for cell in json.loads(path.read_text())["cells"]]
+    for before, kind in zip(["code", *kinds], kinds, strict=False):
+        assert kind == "markdown" or before == "markdown"
+
+
+@pytest.fixture(scope="module")
+def csv(tmp_path_factory):
+    """The smallest synthetic data set: 20 clips a split."""
+    return str(write_dataset(tmp_path_factory.mktemp("clips") / "clips", share=0.001))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, csv):
+    """A folder of runs with one run, of an untrained model."""
+    preset = PRESETS["synthetic"]
+    folder = tmp_path_factory.mktemp("results") / "runs"
+    data = replace(preset.data, csv=csv, cache=None)
+    identity = {"preset": "synthetic", "variant": "a0", "seed": 0, "recipe": "joint"}
+    config = {"model": asdict(preset.model), "data": asdict(data), "classes": class_names()}
+    metrics = identity | {"top1": 5.0, "top5": 25.0, "snet_top1": 5.0, "n_clips": 20, "gmacs": 0.02}
+    source = {"provenance": {"data": "clips", "device": "a CPU"}}
+    write_record(folder / "synthetic-a0-0", identity | config | source, metrics, [{"epoch": 1}])
+    write_weights(build_model(preset.model), folder / "synthetic-a0-0" / WEIGHTS)
+    return folder
+
+
+PARAMETERS = {
+    "00_data": ["csv"],
+    "01_detail_sampler": ["csv"],
+    "02_train": ["csv"],
+    "03_cost": [],
+    "04_table2": ["runs"],
+    "05_figure4": ["run"],
+    "06_tables": ["runs"],
+}
+WRITTEN = {
+    "00_data": ["tables/data_clips.md"],
+    "01_detail_sampler": [],
+    "02_train": ["runs/synthetic-a0-0/metrics.json", "runs/synthetic-a0-0/config.json"],
+    "03_cost": ["tables/cost.csv"],
+    "04_table2": ["tables/table2.csv", "figures/table2.png"],
+    "05_figure4": ["figures/figure4-synthetic-0.png", "figures/where-synthetic.png"],
+    "06_tables": ["tables/table1-ssv2.md", "tables/table4.csv"],
+}
+
+
+@each_notebook
+def test_a_smoke_run_reaches_the_end_in_silence_and_writes_what_it_should(
+    path, csv, runs, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    values = {"csv": csv, "runs": str(runs), "run": str(runs / "synthetic-a0-0")}
+    parameters = {"smoke": True} | {name: values[name] for name in PARAMETERS[path.stem]}
+    if path.stem != "01_detail_sampler":  # which writes nothing
+        parameters["results"] = str(tmp_path / "results")
+    executed = run_notebook(path, tmp_path / "out.ipynb", parameters)
+    outputs = [output for cell in code_of(executed) for output in cell["outputs"]]
+    errors = ["".join(o["text"]) for o in outputs if o.get("name") == "stderr"]
+    assert errors == []  # no warnings either
+    for name in WRITTEN[path.stem]:
+        file = tmp_path / "results" / name
+        assert file.is_file(), f"{name} was not written"
+        assert file.suffix != ".png" or file.stat().st_size < 200_000
