@@ -20,7 +20,7 @@ wildcard_constraints:
 # A training step takes and gives back the same large buffers; kept by the process, not returned to
 # the system each time, they make a step on the CPU 1.5 times faster. One thread a run, many runs.
 shell.prefix(
-    "export PATH=.venv/bin:$PATH OMP_NUM_THREADS=1 MALLOC_TOP_PAD_=100000000"
+    "export PATH=$PWD/.venv/bin:$PATH OMP_NUM_THREADS=1 MALLOC_TOP_PAD_=100000000"
     " MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000; "
 )
 
