@@ -1,29 +1,31 @@
 """Synopsis-to-Detail Networks for video recognition (Liang et al., ECCV 2022)."""
 
-from s2dlib.config import PRESETS, VARIANTS, ModelConfig
-from s2dlib.data import VideoDataset, load_clip
-from s2dlib.detail import DNet
-from s2dlib.losses import s2d_loss
-from s2dlib.model import Output, S2DNet, build_model
-from s2dlib.sampler import DetailSampler, Theta, UniformSampler
-from s2dlib.synopsis import SNet
-from s2dlib.train import evaluate, fit
+from importlib import import_module
 
-__all__ = [
-    "PRESETS",
-    "VARIANTS",
-    "DNet",
-    "DetailSampler",
-    "ModelConfig",
-    "Output",
-    "S2DNet",
-    "SNet",
-    "Theta",
-    "UniformSampler",
-    "VideoDataset",
-    "build_model",
-    "evaluate",
-    "fit",
-    "load_clip",
-    "s2d_loss",
-]
+# Public names and their modules, imported when first asked for: running a notebook, or checking
+# a video in a child process, need not wait for torch.
+_HOMES = {
+    "PRESETS": "config",
+    "VARIANTS": "config",
+    "ModelConfig": "config",
+    "VideoDataset": "data",
+    "load_clip": "data",
+    "DetailSampler": "sampler",
+    "Theta": "sampler",
+    "UniformSampler": "sampler",
+    "SNet": "synopsis",
+    "DNet": "detail",
+    "Output": "model",
+    "S2DNet": "model",
+    "build_model": "model",
+    "s2d_loss": "losses",
+    "evaluate": "train",
+    "fit": "train",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -165,8 +165,16 @@ def resnet50(weights: str | None = None) -> Backbone:
     return Backbone(stages, {"stem": 64, "res2": 256, "res3": 512, "res4": 1024, "res5": 2048})
 
 
+class Luminance(nn.Module):
+    """The mean of the colour channels: a third of the work where videos are gray anyway."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B T, 3, H, W). Returns (B T, 1, H, W)."""
+        return x.mean(dim=1, keepdim=True)
+
+
 def tiny(widths: tuple[int, ...], strides: tuple[int, ...]) -> Backbone:
-    """A shift network for videos of some 20 pixels, small enough to train on a CPU in minutes."""
+    """A shift network for gray videos of some 20 pixels, small enough to train on a CPU."""
 
     def conv(c_in: int, c_out: int, kernel: int, stride: int) -> nn.Sequential:
         return nn.Sequential(
@@ -175,7 +183,7 @@ def tiny(widths: tuple[int, ...], strides: tuple[int, ...]) -> Backbone:
             nn.ReLU(inplace=True),
         )
 
-    stages = {"stem": FramewiseStage(conv(3, widths[0], 5, strides[0]))}
+    stages = {"stem": FramewiseStage(Luminance(), conv(1, widths[0], 5, strides[0]))}
     for i, name in enumerate(("res3", "res4", "res5")[: len(widths) - 1], start=1):
         stages[name] = FramewiseStage(Shifted(conv(widths[i - 1], widths[i], 3, strides[i])))
     return Backbone(stages, dict(zip(stages, widths, strict=True)))

@@ -206,10 +206,13 @@ PRESETS: dict[str, Preset] = {
         model=_SYNTHETIC_MODEL,
         data=_SYNTHETIC_DATA,
         recipes={
-            "snet": TrainConfig(epochs=10, lr=3e-3),  # SNet alone, the start of every row
-            "closeups": TrainConfig(epochs=10, lr=3e-3),  # DNet alone, large and centred details
-            "zoom": TrainConfig(epochs=8, lr=2e-3, random_zoom=True),  # then at any zoom
-            "joint": TrainConfig(epochs=8, lr=1.5e-3, lr_theta=2e-3),  # then all together
+            # SNet alone: the start of every row.
+            "snet": TrainConfig(epochs=8, lr=3e-3, eval_every=2),
+            # DNet alone, on large and centred details; then at any zoom.
+            "closeups": TrainConfig(epochs=10, lr=3e-3, eval_every=2),
+            "zoom": TrainConfig(epochs=8, lr=2e-3, random_zoom=True, eval_every=2),
+            # All together, in one stage.
+            "joint": TrainConfig(epochs=7, lr=1.5e-3, lr_theta=2e-3, eval_every=2),
             "paper": TrainConfig(epochs=20, lr=1.5e-3, lr_theta=2e-3),  # from scratch, one stage
         },
     ),

@@ -50,10 +50,10 @@ SCENES = {
     ),
 }
 SPLITS = {  # split of the CSV -> scene, clips, seed
-    "train": ("main", 3200, 1000),
+    "train": ("main", 2800, 1000),
     "val": ("main", 400, 999),
     "test": ("main", 1000, 777),
-    "closeups": ("closeups", 1600, 500),
+    "closeups": ("closeups", 1400, 500),
 }
 
 
@@ -158,7 +158,7 @@ def render(
                 frame, path[i], int(size / 2) + 3, 235,
                 lambda dy, dx, k=kind, o=opacity: o * glyph(k, dy, dx, size),
             )  # fmt: skip
-    frames = frames * np.float32(light) + rng.standard_normal(frames.shape, dtype=np.float32) * 8
+    frames = frames * np.float32(light) + rng.standard_normal(frames.shape, dtype=np.float32) * 5
     y, x = path[int(middle)]
     truth = {"t": middle, "duration": duration, "size": size, "y": y, "x": x}
     return frames.clip(0, 255).astype(np.uint8), truth
@@ -176,7 +176,7 @@ def write_video(path: Path, frames: np.ndarray) -> None:
     partial = path.with_suffix(".part.mp4")
     with av.open(partial, "w") as container:
         stream = container.add_stream(
-            "libx264", rate=FPS, options={"preset": "ultrafast", "crf": "23"}
+            "libx264", rate=FPS, options={"preset": "ultrafast", "crf": "26"}
         )
         stream.height, stream.width = frames.shape[1:]
         stream.pix_fmt, stream.thread_count = "yuv420p", 1

@@ -1,0 +1,72 @@
+"""The set-up: one list of dependencies, one lock, and a graph of runs that holds all of Table 2."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from s2dlib.config import VARIANTS
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMED = {"torch", "torchvision", "jupyterlab", "papermill", "matplotlib", "seaborn", "pandas"}
+PLATFORMS = [("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "AMD64")]
+
+
+@pytest.fixture
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize("system,machine", PLATFORMS)
+def test_every_named_package_and_one_decord_is_asked_for_on_each_platform(project, system, machine):
+    here = {"platform_system": system, "platform_machine": machine}
+    requirements = [Requirement(text) for text in project["dependencies"]]
+    names = [r.name for r in requirements if r.marker is None or r.marker.evaluate(here)]
+    assert set(names) >= NAMED
+    assert len({"decord", "decord2"} & set(names)) == 1
+
+
+def test_the_environment_file_asks_for_the_package_and_nothing_else():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert [re.split("[<>=]", name)[0] for name in conda] == ["python", "pip"]
+    assert pip == {"pip": ["-e .[dev]"]}
+
+
+def test_the_lock_pins_what_the_project_asks_for(project):
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.+!-]+", line) for line in lines)
+    pins = {canonicalize_name(name): version for name, version in (p.split("==") for p in lines)}
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    for requirement in map(Requirement, wanted):
+        if requirement.marker is None or requirement.marker.evaluate():
+            assert pins[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_the_graph_trains_every_row_of_table_2_after_the_networks_it_starts_from(tmp_path):
+    for name in ("Snakefile", "s2dlib", "notebooks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--printshellcmds", "--cores", "2"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ, HOME="/nowhere")
+    )
+    assert done.returncode == 0, done.stderr
+    planned = done.stdout + done.stderr
+    for row in VARIANTS:
+        for seed in range(3 if row in ("a0", "a1", "a2") else 1):
+            name = f"-p name synthetic-{row}-{seed} -p seed {seed} -p variant {row}"
+            commands = [line for line in planned.splitlines() if name in line]
+            assert commands, name
+            assert (f"snet_from ../results/runs/synthetic-snet-{seed}/" in commands[0]) == (
+                row != "a2"
+            )
+            assert (f"dnet_from ../results/runs/synthetic-zoom-{seed}/" in commands[0]) == (
+                row != "a1"
+            )
