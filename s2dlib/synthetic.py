@@ -21,7 +21,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-N_FRAMES, SIDE, FPS = 68, 80, 25
+N_FRAMES, SIDE, FPS = 52, 72, 25
 KINDS = ("ring", "cross", "bar", "pole")
 GROUPS = [(stripes, actor) for actor in ("tall", "wide") for stripes in ("across", "upright")]
 # Kinds (A, B, C) of each group; its actions are A>B, B>A, A>A, B>B, C>C.
@@ -34,11 +34,11 @@ MARGIN = 6  # pixels of ground beyond the frame, for the camera's shake
 class Scene:
     """Ranges of what is drawn at random, in pixels and frames of the written video."""
 
-    border: float = 9.0  # the actor stays this far inside
-    travel: float = 25.0  # how far it goes, at most, along each axis
-    size: tuple[float, float] = (8.0, 22.0)  # of the glyph, log-uniform
-    duration: tuple[float, float] = (6.0, 28.0)  # half of the time it is seen, log-uniform
-    time_border: float = 6.0  # its middle stays this far from both ends
+    border: float = 8.0  # the actor stays this far inside
+    travel: float = 22.0  # how far it goes, at most, along each axis
+    size: tuple[float, float] = (8.0, 20.0)  # of the glyph, log-uniform
+    duration: tuple[float, float] = (5.0, 21.0)  # half of the time it is seen, log-uniform
+    time_border: float = 5.0  # its middle stays this far from both ends
     clue: bool = True
 
 
@@ -46,14 +46,14 @@ SCENES = {
     "main": Scene(),
     # Large, long and centred: where DNet first learns the glyphs, as others start from ImageNet.
     "closeups": Scene(
-        border=28, travel=8, size=(14, 24), duration=(14, 28), time_border=22, clue=False
+        border=25, travel=8, size=(13, 20), duration=(11, 21), time_border=17, clue=False
     ),
 }
 SPLITS = {  # split of the CSV -> scene, clips, seed
-    "train": ("main", 2800, 1000),
+    "train": ("main", 3000, 1000),
     "val": ("main", 400, 999),
     "test": ("main", 1000, 777),
-    "closeups": ("closeups", 1400, 500),
+    "closeups": ("closeups", 1500, 500),
 }
 
 
@@ -134,11 +134,11 @@ def render(
     middle = rng.uniform(scene.time_border, N_FRAMES - scene.time_border)
     duration = np.exp(rng.uniform(*np.log(scene.duration)))
     size = np.exp(rng.uniform(*np.log(scene.size)))
-    radii = np.array([13.0, 7.0] if not wide else [7.0, 13.0]) * rng.uniform(0.9, 1.15)
+    radii = np.array([12.0, 6.5] if not wide else [6.5, 12.0]) * rng.uniform(0.9, 1.15)
     body = rng.uniform(30, 60)
 
     since = np.arange(N_FRAMES) - middle  # frames from the middle of the detail
-    brighter = 60 * np.exp(-((since / max(7, duration / 2)) ** 2))  # (T,)
+    brighter = 60 * np.exp(-((since / max(5.5, duration / 2)) ** 2))  # (T,)
     seen = np.minimum(1, 1.25 * np.exp(-((since / (0.55 * duration)) ** 2)))  # (T,)
     clue_at = far_from(path + shake, rng) if clue else None
 

@@ -158,6 +158,9 @@ def _forward(reader: decord.VideoReader, path: str | Path) -> Iterator[np.ndarra
             cause = f"decoding stops at frame {i} of the {len(reader)} that the file claims"
             advice = "cut off, damaged or an edit list; encode it again"
             raise ClipError(path, f"{cause}: {advice} ({_reason(error)})") from error
+        height, width, channels = frame.shape
+        if channels != 3:  # decord takes a padded row (widths 16, 24, 48, 72) for more channels
+            frame = frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
         yield frame
 
 

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from torchvision.transforms.v2.functional import resize
 
 from s2dlib import video
+from s2dlib.synthetic import write_video
 from s2dlib.video import ClipError, check_videos, probe, read_frames
 
 OPEN_GOP = {"x264-params": "open-gop=1:keyint=8:min-keyint=4:bframes=3:scenecut=0"}
@@ -217,3 +218,16 @@ def test_a_hang_and_a_crash_are_rows_and_the_files_after_them_are_read(
 
 def test_a_check_of_nothing_is_an_empty_table():
     assert check_videos([]).columns.tolist()[:3] == ["path", "ok", "n_frames"]
+
+
+@pytest.mark.parametrize("width", [16, 24, 48, 72])
+def test_narrow_videos_whose_rows_decord_pads_are_read_right(tmp_path, width):
+    path = tmp_path / "narrow.mp4"
+    ramp = np.tile(np.linspace(0, 255, width).astype(np.uint8), (48, 1))
+    write_video(path, np.stack([ramp, ramp[:, ::-1]]))
+    with av.open(path) as container:
+        expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    frames = read_frames(path)  # (2, 3, 48, width)
+    assert frames.shape == (2, 3, 48, width)
+    for frame, right in zip(frames, expected, strict=True):
+        assert np.abs(frame.permute(1, 2, 0).numpy().astype(int) - right).max() <= 4
