@@ -207,9 +207,9 @@ PRESETS: dict[str, Preset] = {
         data=_SYNTHETIC_DATA,
         recipes={
             # SNet alone: the start of every row.
-            "snet": TrainConfig(epochs=22, lr=3e-3, eval_every=2),
+            "snet": TrainConfig(epochs=20, lr=3e-3, eval_every=2),
             # DNet alone, on large and centred details; then at any zoom.
-            "closeups": TrainConfig(epochs=10, lr=3e-3, eval_every=2),
+            "closeups": TrainConfig(epochs=20, lr=3e-3, eval_every=2),
             "zoom": TrainConfig(epochs=8, lr=2e-3, random_zoom=True, eval_every=2),
             # All together, in one stage.
             "joint": TrainConfig(epochs=8, lr=2e-3, lr_theta=4e-3, eval_every=2),
@@ -243,7 +243,7 @@ PRESETS: dict[str, Preset] = {
             n_frames=108,
             short_side=144,
             crop=128,
-            scales=(1.0, 0.9),
+            scales=(128 / 144,),
             cache="data/videos/cache",
         ),
         recipes={"joint": TrainConfig(epochs=15, batch_size=8, lr=5e-4, lr_theta=1e-3)},
