@@ -167,7 +167,7 @@ rule figure4:
 
 rule other_tables:
     input:
-        rules.table2.output,
+        expand(f"{RUNS}-{{run}}/model.safetensors", run=ROWS),
     output:
         f"{SHOWN}/06_tables.ipynb",
     shell:

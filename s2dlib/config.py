@@ -207,10 +207,10 @@ PRESETS: dict[str, Preset] = {
         data=_SYNTHETIC_DATA,
         recipes={
             # SNet alone: the start of every row.
-            "snet": TrainConfig(epochs=20, lr=3e-3, eval_every=2),
+            "snet": TrainConfig(epochs=20, lr=3e-3, eval_every=5),
             # DNet alone, on large and centred details; then at any zoom.
-            "closeups": TrainConfig(epochs=20, lr=3e-3, eval_every=2),
-            "zoom": TrainConfig(epochs=8, lr=2e-3, random_zoom=True, eval_every=2),
+            "closeups": TrainConfig(epochs=20, lr=3e-3, eval_every=5),
+            "zoom": TrainConfig(epochs=8, lr=2e-3, random_zoom=True, eval_every=4),
             # All together, in one stage.
             "joint": TrainConfig(epochs=8, lr=2e-3, lr_theta=4e-3, eval_every=2),
             "paper": TrainConfig(epochs=20, lr=2e-3, lr_theta=4e-3),  # from scratch, one stage
