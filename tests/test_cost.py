@@ -37,7 +37,7 @@ def test_the_parts_of_s2dnet_cost_what_their_shapes_say():
     assert table["DNet classifier"] == (64 + C_m) * N
     assert table["time filter"] == T_D * 64 * 72 * 72
     assert table["space filters"] == T_D * (H_D * 72 * 72 + H_D * 72 * W_D)
-    fused = sum(T_D * side**2 * C * C + C_m * C for side, C in ((6, 32), (3, 48)))
+    fused = sum(T_D * side**2 * C * C + C_m * C for side, C in ((5, 32), (3, 48)))
     assert table["fusion"] == fused  # W_m m once a clip, not at every position
 
 
