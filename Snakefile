@@ -27,14 +27,16 @@ shell.prefix(
 
 rule all:
     input:
-        expand(
+        # Weights too: a clone has our notebooks and records, and must not take them for its own runs.
+        weights=expand(f"{RUNS}-{{run}}/model.safetensors", run=ROWS),
+        shown=expand(
             f"{SHOWN}/{{name}}.ipynb",
             name=["00_data", "01_detail_sampler", "03_cost", "04_table2", "05_figure4", "06_tables"],
         ),
     localrule: True
     run:
         print("\nWritten, from the runs in results/runs/:")
-        for path in [*input, "results/tables/table2.md", "results/figures/table2.png"]:
+        for path in [*input.shown, "results/tables/table2.md", "results/figures/table2.png"]:
             print(f"  {path}")
 
 
