@@ -4,10 +4,13 @@ CORES ?= all
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: reproduce test lint lab lock
+.PHONY: reproduce study test lint lab lock
 
 reproduce: $(READY)  ## videos -> all runs of Table 2 -> tables and figures; resumes where it stopped
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --nolock $(if $(GPUS),--resources gpu=$(GPUS))
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --nolock $(if $(CONFIG),--config $(CONFIG)) $(if $(GPUS),--resources gpu=$(GPUS))
+
+study: $(READY)  ## the same over five seeds, with controls, trials and sweeps: an evening on a laptop
+	$(MAKE) reproduce CONFIG="seeds=5 other_seeds=5 trial_seeds=3"
 
 test: lint  ## lint, then all tests; one thread, since tiny tensors wait for each other on more
 	OMP_NUM_THREADS=1 $(BIN)/pytest

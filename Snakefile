@@ -3,17 +3,59 @@
 # Each run is a notebook executed with checked parameters. Executed training notebooks are logs, so
 # that a failed run keeps its own; checkpoints lie beside the outputs, so that it resumes.
 
+import json
+
 from s2dlib.config import VARIANTS
 
-RUNS, SHOWN = "results/runs/synthetic", "results/notebooks"
-CSV = "data/synthetic/synthetic.csv"
+# The defaults are `make reproduce`; `make study` is every row over five seeds, with all trials.
+PRESET = config.get("preset", "synthetic")
+RUNS = f"results/runs/{PRESET}"
+SHOWN = "results/notebooks" if PRESET == "synthetic" else f"results/notebooks/{PRESET}"
+CSV = f"data/{PRESET}/{PRESET}.csv"
 SEEDS = range(config.get("seeds", 3))  # of the full model and of each network alone
 OTHERS = range(config.get("other_seeds", 1))  # of the other rows of Table 2
 ROWS = [f"{row}-{s}" for row in VARIANTS for s in (SEEDS if row in ("a0", "a1", "a2") else OTHERS)]
+STUDIED = range(config.get("trial_seeds", 0))  # of what is changed about the full model, below
+SWEPT = range(min(1, len(STUDIED)))  # of each value of a sweep
+
+
+def changed(variant="a0", recipe="joint", start=("snet", "zoom"), **fields):
+    """A trial: a row and recipe, the runs that its networks start from, fields that differ."""
+    return {"variant": variant, "recipe": recipe, "start": start, "fields": fields}
+
+
+TRIALS = {  # one thing changed about the full model, each a run <preset>-<trial>-<seed>
+    "linear": changed(filters="linear"),
+    "fc": changed(theta_head="fc"),
+    "detached": changed(detach_theta=True),
+    "nozoom": changed(start=("snet", "closeups")),  # DNet has only seen whole frames
+    "noclose": changed(start=("snet", None)),  # DNet starts from nothing: the context shortcut
+    "truth": changed("b3", "truth"),  # theta is the truth: the ceiling
+    "paper": changed(recipe="paper", start=(None, None), theta_head="fc"),
+    "authors1": changed(recipe="authors-1", theta_head="fc", detach_theta=True),
+    "authors": changed(recipe="authors-2", start=(), theta_head="fc", detach_theta=True),
+}
+SWEEPS = {
+    "alpha-0.01": changed(alpha=0.01),
+    "alpha-1": changed(alpha=1.0),
+    "k-2": changed(k=2),
+    "k-10": changed(k=10),
+    "context-16": changed(context_dim=16),
+    "context-256": changed(context_dim=256),
+}
+# Windows that are the same for all clips; the best one on the validation split is then trained on
+# all seeds: what a global zoom gives without any looking.
+WINDOWS = [(1.0, 1.0), (1.0, 0.85), (0.8, 0.85), (0.8, 0.7), (0.6, 0.7), (1.0, 0.5)]
+CANDIDATES = {f"window-{t}-{yx}": changed("b3", frozen_zoom=[t, yx]) for t, yx in WINDOWS}
+TRIED = [f"{name}-{seed}" for name in TRIALS if name != "authors1" for seed in STUDIED]
+TRIED += [f"{name}-{seed}" for name in SWEEPS for seed in SWEPT]
+TRIED += [f"{name}-0" for name in CANDIDATES for seed in SWEPT]
+TRIED += [f"constant-{seed}" for seed in STUDIED]
 
 
 wildcard_constraints:
     row="|".join(VARIANTS),
+    trial="|".join(TRIALS | SWEEPS | CANDIDATES),
     seed=r"\d+",
 
 
@@ -28,10 +70,13 @@ shell.prefix(
 rule all:
     input:
         # Weights too: a clone has our notebooks and records, and must not take them for its own runs.
-        weights=expand(f"{RUNS}-{{run}}/model.safetensors", run=ROWS),
+        weights=expand(f"{RUNS}-{{run}}/model.safetensors", run=[*ROWS, *TRIED]),
         shown=expand(
             f"{SHOWN}/{{name}}.ipynb",
-            name=["00_data", "01_detail_sampler", "03_cost", "04_table2", "05_figure4", "06_tables"],
+            name=[
+                *("00_data", "01_detail_sampler", "03_cost", "04_table2"),
+                *("05_figure4", "06_tables", "09_looking"),
+            ],
         ),
     localrule: True
     run:
@@ -45,14 +90,14 @@ rule videos:
         CSV,
     threads: workflow.cores
     shell:
-        "python -m s2dlib.synthetic --out data/synthetic"
+        f"python -m s2dlib.synthetic --dataset {PRESET}"
 
 
 def train(name, arguments):
     """The command of one training run, whose record and weights are the rule's outputs."""
     return (
-        "python -m s2dlib.run notebooks/02_train.ipynb {log} -p preset synthetic"
-        f" -p name synthetic-{name} -p seed {{wildcards.seed}} {arguments}"
+        f"python -m s2dlib.run notebooks/02_train.ipynb {{log}} -p preset {PRESET}"
+        f" -p name {PRESET}-{name} -p seed {{wildcards.seed}} {arguments}"
     )
 
 
@@ -68,7 +113,7 @@ rule snet_alone:  # the start of SNet in every row
         gpu=1,
     priority: 2
     shell:
-        train("snet-{wildcards.seed}", "-p variant a1 -p recipe snet")
+        train("snet-{wildcards.seed}", "-p variant a1 -p recipe snet -p test_split val")
 
 
 rule dnet_closeups:  # DNet learns the details, large and centred
@@ -84,7 +129,8 @@ rule dnet_closeups:  # DNet learns the details, large and centred
     priority: 3
     shell:
         train(
-            "closeups-{wildcards.seed}", "-p variant a2 -p recipe closeups -p train_split closeups"
+            "closeups-{wildcards.seed}",
+            "-p variant a2 -p recipe closeups -p train_split closeups -p test_split val",
         )
 
 
@@ -100,7 +146,11 @@ rule dnet_zoom:  # then to read them at any zoom: the start of DNet in every row
         gpu=1,
     priority: 3
     shell:
-        train("zoom-{wildcards.seed}", "-p variant a2 -p recipe zoom -p dnet_from ../{input}")
+        train(
+            "zoom-{wildcards.seed}",
+            "-p variant a2 -p recipe zoom -p train_split closeups -p test_split val"
+            " -p dnet_from ../{input}",
+        )
 
 
 rule row:  # one row of Table 2, all together or what it keeps of the model
@@ -124,13 +174,74 @@ rule row:  # one row of Table 2, all together or what it keeps of the model
         train("{wildcards.row}-{wildcards.seed}", "-p variant {wildcards.row} {params.start}")
 
 
+def starts(wildcards):
+    """The weights that a trial's networks start from, by the name of its parameter."""
+    trial = (TRIALS | SWEEPS | CANDIDATES)[wildcards.trial]
+    if wildcards.trial == "authors":  # its second stage goes on from both networks of the first
+        names = {"snet_from": "authors1", "dnet_from": "authors1"}
+    else:
+        names = dict(zip(("snet_from", "dnet_from"), trial["start"], strict=True))
+    weights = f"{RUNS}-{{}}-{wildcards.seed}/model.safetensors"
+    return {key: weights.format(name) for key, name in names.items() if name}
+
+
+def overrides(fields):
+    """The fields of a trial as a parameter of the notebook."""
+    return f"-p overrides '{json.dumps(fields)}'" if fields else ""
+
+
+rule trial:  # the full model with one thing changed
+    input:
+        CSV,
+        unpack(starts),
+    output:
+        f"{RUNS}-{{trial}}-{{seed}}/model.safetensors",
+        f"{RUNS}-{{trial}}-{{seed}}/metrics.json",
+    log:
+        f"{RUNS}-{{trial}}-{{seed}}/train.ipynb",
+    params:
+        what=lambda wildcards, input: " ".join(
+            [
+                "-p variant {variant} -p recipe {recipe}".format(
+                    **(TRIALS | SWEEPS | CANDIDATES)[wildcards.trial]
+                ),
+                *(f"-p {key} ../{path}" for key, path in input.items() if key),
+                overrides((TRIALS | SWEEPS | CANDIDATES)[wildcards.trial]["fields"]),
+            ]
+        ),
+    resources:
+        gpu=1,
+    shell:
+        train("{wildcards.trial}-{wildcards.seed}", "{params.what}")
+
+
+rule constant:  # no sampler: the window that was best on the validation split
+    input:
+        snet=rules.snet_alone.output[0],
+        dnet=rules.dnet_zoom.output[0],
+        tried=expand(f"{RUNS}-{{window}}-0/metrics.json", window=CANDIDATES),
+    output:
+        f"{RUNS}-constant-{{seed}}/model.safetensors",
+        f"{RUNS}-constant-{{seed}}/metrics.json",
+    log:
+        f"{RUNS}-constant-{{seed}}/train.ipynb",
+    resources:
+        gpu=1,
+    run:
+        top1 = {path: json.load(open(path))["val_top1"] for path in input.tried}
+        best = list(CANDIDATES)[input.tried.index(max(top1, key=top1.get))]
+        start = "-p variant b3 -p snet_from ../{input.snet} -p dnet_from ../{input.dnet} "
+        what = start + overrides(CANDIDATES[best]["fields"]).replace("{", "{{").replace("}", "}}")
+        shell(train("constant-{wildcards.seed}", what))
+
+
 rule data:
     input:
         CSV,
     output:
         f"{SHOWN}/00_data.ipynb",
     shell:
-        "python -m s2dlib.run notebooks/00_data.ipynb {output} -p max_files 600"
+        f"python -m s2dlib.run notebooks/00_data.ipynb {{output}} -p preset {PRESET} -p max_files 600"
 
 
 rule sampler:
@@ -139,7 +250,7 @@ rule sampler:
     output:
         f"{SHOWN}/01_detail_sampler.ipynb",
     shell:
-        "python -m s2dlib.run notebooks/01_detail_sampler.ipynb {output}"
+        f"python -m s2dlib.run notebooks/01_detail_sampler.ipynb {{output}} -p preset {PRESET}"
 
 
 rule cost:
@@ -151,11 +262,11 @@ rule cost:
 
 rule table2:
     input:
-        expand(f"{RUNS}-{{run}}/model.safetensors", run=ROWS),
+        expand(f"{RUNS}-{{run}}/model.safetensors", run=[*ROWS, *TRIED]),
     output:
         f"{SHOWN}/04_table2.ipynb",
     shell:
-        "python -m s2dlib.run notebooks/04_table2.ipynb {output}"
+        f"python -m s2dlib.run notebooks/04_table2.ipynb {{output}} -p preset {PRESET}"
 
 
 rule figure4:
@@ -164,7 +275,16 @@ rule figure4:
     output:
         f"{SHOWN}/05_figure4.ipynb",
     shell:
-        "python -m s2dlib.run notebooks/05_figure4.ipynb {output}"
+        f"python -m s2dlib.run notebooks/05_figure4.ipynb {{output}} -p run ../{RUNS}-a0-0"
+
+
+rule looking:
+    input:
+        expand(f"{RUNS}-{{run}}/model.safetensors", run=[*ROWS, *TRIED]),
+    output:
+        f"{SHOWN}/09_looking.ipynb",
+    shell:
+        f"python -m s2dlib.run notebooks/09_looking.ipynb {{output}} -p preset {PRESET}"
 
 
 rule other_tables:

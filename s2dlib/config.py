@@ -28,6 +28,7 @@ class ModelConfig:
     sample_time: bool = True  # mu_t, delta_t from f_theta; else frames uniform over the clip
     sample_space: bool = True  # mu_y, mu_x, delta_y, delta_x from f_theta; else frozen_space
     frozen_space: str = "crop"  # "crop": centre crop at stride 1 (Sec. 4.3); "full": whole frame
+    frozen_zoom: tuple[float, float] = (1.0, 1.0)  # frozen strides / full coverage: time, space
     fuse_context: bool = True  # lateral fusion of m after res3 and res4 (Eq. 9)
     filters: str = "gaussian"  # or "linear" (Sec. 3.2)
     dropout: float = 0.5  # before both classifiers (authors' release)
@@ -37,6 +38,9 @@ class ModelConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
             if len(getattr(self, name)) != 3 or min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be three sizes >= 1, got {getattr(self, name)}")
+        object.__setattr__(self, "frozen_zoom", tuple(self.frozen_zoom))
+        if len(self.frozen_zoom) != 2 or not all(0 < zoom <= 1 for zoom in self.frozen_zoom):
+            raise ValueError(f"frozen_zoom must be two numbers in (0, 1], got {self.frozen_zoom}")
         if self.n_classes < 1:
             raise ValueError(f"n_classes must be >= 1, got {self.n_classes}")
         if not 1 <= self.k <= self.n_classes:
@@ -82,6 +86,11 @@ class DataConfig:
             raise ValueError(f"scales must lie in (0, 1], got {self.scales}")
 
 
+# "model": as the row says. "frozen": as rows without sampling. "random": windows that know nothing
+# of the clip, which teach DNet to read at any zoom (D9). "truth": on the detail; synthetic videos.
+THETAS = ("model", "frozen", "random", "truth")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training stage of any row (Sec. 4.1; the paper leaves most of it open)."""
@@ -96,12 +105,16 @@ class TrainConfig:
     final_lr: float = 0.0  # where the cosine ends, as a fraction of lr
     clip_grad_norm: float = 20.0
     alpha: float = 0.1  # weight of L_s (Eq. 12, Sec. 4.1)
-    random_zoom: bool = False  # theta at random, knowing nothing: teaches DNet to read at any zoom
+    masked: bool = True  # L_d counts clips whose class is in SNet's top k (Eq. 11); else all clips
+    label_smoothing: float = 0.0  # of both cross entropies
+    theta: str = "model"  # where DNet looks while it is trained: one of THETAS
     amp: bool = True  # bfloat16 autocast, on CUDA only
     workers: int = 0  # loader processes; 0 reads in the main process
     eval_every: int = 1  # epochs
 
     def __post_init__(self) -> None:
+        if self.theta not in THETAS:
+            raise ValueError(f"theta must be one of {THETAS}, got {self.theta!r}")
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(f"optimizer must be adamw or sgd, got {self.optimizer!r}")
         for name in ("epochs", "batch_size", "eval_every"):
@@ -184,6 +197,7 @@ _SYNTHETIC_MODEL = ModelConfig(
     theta_dim=24,
     theta_head="attention",
     frozen_space="full",
+    frozen_zoom=(1.0, 0.7),  # a centre crop, as the paper's; it leaves the strip to SNet
     dropout=0.2,
 )
 _SYNTHETIC_DATA = DataConfig(
@@ -198,6 +212,29 @@ _SYNTHETIC_DATA = DataConfig(
     gray=True,
     cache="data/synthetic/cache",
 )
+_SYNTHETIC_RECIPES = {
+    # SNet alone: the start of every row.
+    "snet": TrainConfig(epochs=20, lr=3e-3, eval_every=5),
+    # DNet alone, on large and centred details; then on the same at any zoom.
+    "closeups": TrainConfig(epochs=12, lr=3e-3, eval_every=4),
+    "zoom": TrainConfig(epochs=16, lr=3e-3, theta="random", eval_every=4),
+    # All together, in one stage.
+    "joint": TrainConfig(epochs=12, lr=2e-3, lr_theta=4e-3, eval_every=2),
+    # The ceiling: DNet looks at the detail itself.
+    "truth": TrainConfig(epochs=12, lr=2e-3, lr_theta=4e-3, theta="truth", eval_every=2),
+    # The paper's words: from scratch, in one stage, about as long as all stages above.
+    "paper": TrainConfig(epochs=30, lr=2e-3, lr_theta=2e-3, eval_every=3),
+    # The authors' release: from trained networks, theta frozen and then free at a tenth of the
+    # rate, plain cross entropy with label smoothing. To be used with theta_head="fc", detach_theta.
+    "authors-1": TrainConfig(
+        epochs=7, optimizer="sgd", lr=2e-2, lr_theta=2e-3, weight_decay=1e-3, theta="frozen",
+        masked=False, label_smoothing=0.1, eval_every=7,
+    ),
+    "authors-2": TrainConfig(
+        epochs=13, optimizer="sgd", lr=2e-3, lr_theta=2e-4, weight_decay=1e-3,
+        masked=False, label_smoothing=0.1, eval_every=2,
+    ),
+}  # fmt: skip
 _PAPER_RECIPES = {"paper": TrainConfig()}
 
 PRESETS: dict[str, Preset] = {
@@ -205,15 +242,38 @@ PRESETS: dict[str, Preset] = {
     "synthetic": Preset(
         model=_SYNTHETIC_MODEL,
         data=_SYNTHETIC_DATA,
+        recipes=_SYNTHETIC_RECIPES,
+    ),
+    # The same with glyphs elsewhere that mean nothing.
+    "synthetic-distractors": Preset(
+        model=_SYNTHETIC_MODEL,
+        data=replace(
+            _SYNTHETIC_DATA,
+            csv="data/synthetic-distractors/synthetic-distractors.csv",
+            cache="data/synthetic-distractors/cache",
+        ),
+        recipes=_SYNTHETIC_RECIPES,
+    ),
+    # The same in colour and at the paper's sizes, with its TSM networks: a row in minutes on a GPU.
+    "synthetic-large": Preset(
+        model=ModelConfig(
+            n_classes=20,
+            theta_head="attention",
+            frozen_space="full",
+            frozen_zoom=(1.0, 0.7),
+            dropout=0.2,
+        ),
+        data=DataConfig(
+            csv="data/synthetic-large/synthetic-large.csv",
+            n_frames=96,
+            frame_stride=1,
+            min_frames=96,
+            scales=(224 / 256,),
+            flip=False,
+        ),
         recipes={
-            # SNet alone: the start of every row.
-            "snet": TrainConfig(epochs=20, lr=3e-3, eval_every=5),
-            # DNet alone, on large and centred details; then at any zoom.
-            "closeups": TrainConfig(epochs=20, lr=3e-3, eval_every=5),
-            "zoom": TrainConfig(epochs=8, lr=2e-3, random_zoom=True, eval_every=4),
-            # All together, in one stage.
-            "joint": TrainConfig(epochs=8, lr=2e-3, lr_theta=4e-3, eval_every=2),
-            "paper": TrainConfig(epochs=20, lr=2e-3, lr_theta=4e-3),  # from scratch, one stage
+            name: replace(recipe, lr=recipe.lr / 4, lr_theta=recipe.lr_theta / 4, workers=14)
+            for name, recipe in _SYNTHETIC_RECIPES.items()
         },
     ),
     # Table 2 and Table 3a: top-1 74.7, 18.0 G multiply-adds in the paper.

@@ -22,6 +22,8 @@ from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 from s2dlib.config import DataConfig
 from s2dlib.video import ClipError, read_frames
 
+TRUTH = ("t", "duration", "size", "y", "x")  # columns of a synthetic CSV: where the detail is
+
 
 def read_csv(csv: str | Path) -> pd.DataFrame:
     """Read a data set's list of videos: columns path, label, split, and any others.
@@ -172,6 +174,9 @@ class VideoDataset(Dataset):
         table = table[table["split"] == split].head(config.n_clips or len(table))
         self.table = table.reset_index(drop=True)
         self._paths, self._labels = self.table["path"].tolist(), self.table["label"].tolist()
+        self._truth = None  # of each video as written, with its own side. (n, 6)
+        if set(TRUTH) <= set(table.columns):
+            self._truth = self.table[[*TRUTH, "side"]].to_numpy(float)
         self._epoch = torch.zeros(
             (), dtype=torch.int64
         ).share_memory_()  # persistent workers see it
@@ -182,34 +187,60 @@ class VideoDataset(Dataset):
         """Draw other clips, crops and flips, the same ones whenever this epoch comes back."""
         self._epoch.fill_(epoch)
 
+    @property
+    def has_truth(self) -> bool:
+        """Whether the CSV tells where each clip's detail is."""
+        return self._truth is not None
+
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        """A clip: frames uint8 (C, T, H, W), label, and index, its row in the table."""
+        """A clip: frames uint8 (C, T, H, W), label, and index, its row in the table.
+
+        Where the CSV tells it (synthetic videos), also truth: t, duration (raw frames), size, y, x
+        (raw pixels) of the clip's detail; frame and pixel r span r to r + 1. float32 (5,)
+        """
         index = range(len(self))[index]  # IndexError, and -1 is the last
         generator = None
         if self.train:
             seeds = np.random.SeedSequence((self.seed, int(self._epoch), index))
             generator = Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-        frames = self._frames(self._paths[index], generator)  # (T, C, H, W)
-        clip = self._crop(frames, generator)  # (C, T, H, W)
-        return {"frames": clip, "label": self._labels[index], "index": index}
+        frames, start = self._frames(self._paths[index], generator)  # (T, C, H, W)
+        clip, window = self._crop(frames, generator)  # (C, T, H, W)
+        item = {"frames": clip, "label": self._labels[index], "index": index}
+        return item if self._truth is None else item | {"truth": self._seen(index, start, *window)}
 
-    def _frames(self, path: str, generator: Generator | None) -> np.ndarray:
-        """The frames of one clip at short_side, uncropped. (T, C, H, W)"""
+    def _seen(self, index: int, start: int, side: int, y: int, x: int, flip: bool) -> Tensor:
+        """The truth of a video in the frames and pixels of a clip cut out of it. (5,)"""
+        t, duration, size, at_y, at_x, written = self._truth[index]
+        stride, crop = self.config.frame_stride, self.config.crop
+        to_frame, to_crop = self.config.short_side / written, crop / side
+        at_y, at_x = (((v + 0.5) * to_frame - low) * to_crop for v, low in ((at_y, y), (at_x, x)))
+        seen = ((t - start) / stride + 0.5, duration / stride, size * to_frame * to_crop)
+        return torch.tensor([*seen, at_y, crop - at_x if flip else at_x], dtype=torch.float32)
+
+    def _frames(self, path: str, generator: Generator | None) -> tuple[np.ndarray, int]:
+        """The frames of one clip at short_side, uncropped, and the first one's number in the video.
+
+        Returns (T, C, H, W), int.
+        """
+        indices: list[int] = []
 
         def wanted(n_total: int) -> list[int]:
             try:
-                return choose_frames(n_total, self.config, generator)
+                indices[:] = choose_frames(n_total, self.config, generator)
             except ValueError as error:
                 raise ClipError(path, str(error)) from error
+            return indices
 
         if self.config.cache is None:
-            return self._decode(path, wanted)
-        video = self._cached(path)  # (T_all, C, H, W)
-        indices = wanted(len(video))
-        return video[indices[0] : indices[-1] + 1 : self.config.frame_stride]  # a view
+            frames = self._decode(path, wanted)
+        else:
+            video = self._cached(path)  # (T_all, C, H, W)
+            wanted(len(video))
+            frames = video[indices[0] : indices[-1] + 1 : self.config.frame_stride]  # a view
+        return frames, indices[0]
 
     def _decode(self, path: str, wanted: Callable[[int], list[int]] | None = None) -> np.ndarray:
         frames = read_frames(path, wanted, self.config.short_side)  # (T, 3, H, W)
@@ -234,8 +265,13 @@ class VideoDataset(Dataset):
             os.replace(temporary, file)
             return np.lib.format.open_memmap(file, mode="r")
 
-    def _crop(self, frames: np.ndarray, generator: Generator | None) -> Tensor:
-        """A square of crop pixels a side, perhaps mirrored. (T, C, H, W) -> (C, T, crop, crop)"""
+    def _crop(
+        self, frames: np.ndarray, generator: Generator | None
+    ) -> tuple[Tensor, tuple[int, int, int, bool]]:
+        """A square of crop pixels a side, perhaps mirrored. (T, C, H, W) -> (C, T, crop, crop)
+
+        And where it was: its side before resizing, top, left, and whether it is mirrored.
+        """
         side, flip, (height, width) = self.config.crop, False, frames.shape[-2:]
         y, x = (height - side) // 2, (width - side) // 2
         if generator is not None:
@@ -248,14 +284,16 @@ class VideoDataset(Dataset):
         if side != self.config.crop:  # channels last halves the time
             clip = clip.contiguous(memory_format=torch.channels_last)
             clip = resize(clip, [self.config.crop] * 2, antialias=True)
-        return (clip.flip(-1) if flip else clip).transpose(0, 1).contiguous()
+        clip = (clip.flip(-1) if flip else clip).transpose(0, 1).contiguous()
+        return clip, (side, y, x, flip)
 
 
 def collate(items: list[dict[str, Tensor | int]]) -> dict[str, Tensor]:
     """One batch of clips of different length, padded with zeros in time.
 
     Returns:
-        frames uint8 (B, C, T_max, H, W); n_frames, label, index int64 (B,).
+        frames uint8 (B, C, T_max, H, W); n_frames, label, index int64 (B,); truth float32 (B, 5),
+        where the clips have one.
     """
     clips = [item["frames"] for item in items]
     n_frames = torch.tensor([clip.shape[1] for clip in clips])  # (B,)
@@ -263,5 +301,8 @@ def collate(items: list[dict[str, Tensor | int]]) -> dict[str, Tensor]:
     frames = clips[0].new_zeros((len(clips), C, int(n_frames.max()), H, W))
     for row, clip in zip(frames, clips, strict=True):
         row[:, : clip.shape[1]] = clip
-    numbers = {name: torch.tensor([item[name] for item in items]) for name in ("label", "index")}
-    return {"frames": frames, "n_frames": n_frames, **numbers}
+    batch = {"frames": frames, "n_frames": n_frames}
+    batch |= {name: torch.tensor([item[name] for item in items]) for name in ("label", "index")}
+    if "truth" in items[0]:
+        batch["truth"] = torch.stack([item["truth"] for item in items])
+    return batch

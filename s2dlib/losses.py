@@ -8,26 +8,38 @@ from torch import Tensor
 from s2dlib.model import Output
 
 
-def synopsis_loss(out: Output, labels: Tensor) -> Tensor:
+def synopsis_loss(out: Output, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """L_s = -log p(y), averaged over the batch (Eq. 3). labels: (B,). Returns ()."""
-    return F.cross_entropy(out.logits, labels)
+    return F.cross_entropy(out.logits, labels, label_smoothing=label_smoothing)
 
 
-def detail_loss(out: Output, labels: Tensor) -> Tensor:
+def detail_loss(
+    out: Output, labels: Tensor, masked: bool = True, label_smoothing: float = 0.0
+) -> Tensor:
     """L_d = -s(y) log p-hat(y), averaged over the batch (Eq. 11). labels: (B,). Returns ().
 
-    A video whose true class SNet leaves out of its top k adds nothing.
+    A video whose true class SNet leaves out of its top k adds nothing; not `masked` (as in the
+    authors' release), it counts like any other.
     """
-    loss = F.cross_entropy(out.detail_logits, labels, reduction="none")  # (B,)
-    if out.topk_mask is not None:
+    loss = F.cross_entropy(
+        out.detail_logits, labels, reduction="none", label_smoothing=label_smoothing
+    )  # (B,)
+    if masked and out.topk_mask is not None:
         loss = loss * out.topk_mask.gather(1, labels[:, None]).squeeze(1)
     return loss.mean()
 
 
-def s2d_loss(out: Output, labels: Tensor, alpha: float = 0.1) -> Tensor:
+def s2d_loss(
+    out: Output,
+    labels: Tensor,
+    alpha: float = 0.1,
+    masked: bool = True,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """L = alpha L_s + L_d (Eq. 12); of a network alone, its own loss. labels: (B,). Returns ()."""
     if out.detail_logits is None:
-        return synopsis_loss(out, labels)
+        return synopsis_loss(out, labels, label_smoothing)
+    loss_d = detail_loss(out, labels, masked, label_smoothing)
     if out.logits is None:
-        return detail_loss(out, labels)
-    return alpha * synopsis_loss(out, labels) + detail_loss(out, labels)
+        return loss_d
+    return alpha * synopsis_loss(out, labels, label_smoothing) + loss_d

@@ -51,6 +51,11 @@ class S2DNet(nn.Module):
         """
         return (frames * scale - self.mean) / self.std
 
+    def frozen_theta(self, n_frames: Tensor, height: int, width: int) -> Theta:
+        """Where a row without sampling looks. n_frames: (B,)"""
+        how = (self.config.frozen_space, self.config.frozen_zoom)
+        return frozen_theta(n_frames, height, width, self.config.detail_size, *how)
+
     def forward(
         self, frames: Tensor, n_frames: Tensor | None = None, theta: Theta | None = None
     ) -> Output:
@@ -76,7 +81,7 @@ class S2DNet(nn.Module):
             synopsis = self.synopsis_sampler(frames, n_frames)
             logits, mask, theta_hat, context = self.snet(self.normalise(synopsis, scale), extent)
         else:
-            theta_hat = frozen_theta(*extent, self.config.detail_size, self.config.frozen_space)
+            theta_hat = self.frozen_theta(*extent)
         if self.dnet is None:
             scores = logits.float().softmax(dim=1)
             return Output(scores, logits, mask, None, None, synopsis, None, None)
@@ -128,7 +133,7 @@ def build_model(
 
 
 def load_networks(model: S2DNet, snet: str | Path | None, dnet: str | Path | None) -> None:
-    """Start a model's networks from those of runs in which each was trained alone.
+    """Start a model's networks from those of other runs, in which each was trained alone, or both.
 
     What the lone network did not have (f_theta, f_m, the fusions, DNet's weights for m) keeps its
     own start; DNet's weights for m are scaled down, so that its verdict starts as it was.
@@ -145,7 +150,8 @@ def load_networks(model: S2DNet, snet: str | Path | None, dnet: str | Path | Non
         network = getattr(model, part)
         if network is None:
             raise ValueError(f"{path}: given for {part}, which this model does not have")
-        state = {k.removeprefix(f"{part}."): v for k, v in load_file(path).items()}
+        state = {k: v for k, v in load_file(path).items() if k.startswith(f"{part}.")}
+        state = {k.removeprefix(f"{part}."): v for k, v in state.items()}
         own = network.state_dict()
         if part == "dnet" and "classifier.weight" in state:
             seen, weight = state["classifier.weight"], own["classifier.weight"]

@@ -10,22 +10,26 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from safetensors.torch import load_file
+from scipy import stats
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from s2dlib.config import PRESETS, SAME_RUN, ModelConfig
-from s2dlib.data import VideoDataset, choose_frames, collate
+from s2dlib.config import PRESETS, SAME_RUN, DataConfig, ModelConfig
+from s2dlib.data import TRUTH, VideoDataset, collate
 from s2dlib.model import S2DNet, build_model
-from s2dlib.sampler import grid_centres
-from s2dlib.synthetic import N_FRAMES, SIDE
-from s2dlib.train import WEIGHTS
+from s2dlib.sampler import Theta, distance_to_truth, frozen_theta, grid_centres
+from s2dlib.train import WEIGHTS, evaluate
 
 PACKAGES = (
     "torch",
@@ -35,7 +39,8 @@ PACKAGES = (
     "decord2",
     "s2dlib",
 )  # one of decord, decord2
-COLUMNS = ["run", "preset", "variant", "seed", "recipe", "data", "device", "complete"]
+SETTING = ["run", "preset", "variant", "seed", "recipe", "test_split"]
+COLUMNS = [*SETTING, "data", "device", "complete"]
 METRICS = ["top1", "top5", "snet_top1", "gmacs", "n_clips"]  # always there, NaN where not measured
 MARKS = {  # what is on in each row of Table 2 (the paper's tick marks)
     **{"a1": "SNet", "a2": "DNet", "a0": "SNet, DNet"},
@@ -54,6 +59,31 @@ COMPARISONS = {  # what the text concludes from Table 2 (Sec. 4.3): better row, 
     ("c3", "c1"): "sampling in time alone",
     ("c0", "c2"): "time added to space",
     ("c0", "c3"): "space added to time",
+}
+CONTROLS = {  # words -> a metric of the full model's runs, or a trial (Snakefile)
+    "learned theta (a0)": "a0",
+    "the mean theta of all clips": "top1_mean",
+    "another clip's theta": "top1_shuffled",
+    "the uniform grid": "top1_uniform",
+    "the true centre, own strides": "top1_truth",
+    "trained with the best constant window": "constant",
+    "trained with the truth": "truth",
+}
+PARTS = {  # words -> the trial that changes one thing about the full model (Snakefile)
+    "the full model (a0)": "a0",
+    "linear filters (Sec. 3.2)": "linear",
+    "theta head of the paper, by FC layers": "fc",
+    "no gradient from theta into SNet": "detached",
+    "DNet has seen whole frames only": "nozoom",
+    "DNet starts from nothing": "noclose",
+    "the paper's words: from scratch, one stage, FC head": "paper",
+    "the release: two stages, FC head, its loss": "authors",
+    "alpha = 0.01 (0.1)": "alpha-0.01",
+    "alpha = 1 (0.1)": "alpha-1",
+    "k = 2 (5)": "k-2",
+    "k = 10 (5)": "k-10",
+    "C_m = 16 (64)": "context-16",
+    "C_m = 256 (64)": "context-256",
 }
 OURS = {  # table and row of the paper -> the preset whose full model is that row
     ("1-k400", "S2DNet X3D-S/X3D-M"): "kinetics400-x3d-s-m",
@@ -121,7 +151,7 @@ def read_records(runs_dir: str | Path) -> pd.DataFrame:
         if metrics and not config:
             raise ValueError(f"{folder}: metrics.json without config.json; run it again")
         source = config.get("provenance", {})
-        row = {name: config.get(name) for name in COLUMNS[:5]} | metrics
+        row = {name: config.get(name) for name in SETTING} | metrics
         row |= {"run": folder.name, "complete": bool(metrics)}
         row |= {"data": source.get("data"), "device": source.get("device")}
         rows.append({k: v for k, v in row.items() if not isinstance(v, dict | list)})
@@ -150,15 +180,7 @@ def table2(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.DataFr
         records: from read_records.
         paper: from paper_table.
     """
-    done = records[(records["preset"] == preset) & records["complete"].astype(bool)]
-    repeated = done[done.duplicated(["variant", "seed"], keep=False)]
-    if len(repeated):
-        raise ValueError(f"one seed measured twice, keep one: {', '.join(repeated['run'])}")
-    if len(done[["data", "n_clips"]].drop_duplicates()) > 1:
-        raise ValueError(
-            f"the runs of preset {preset!r} were tested on different clips, so they make no table: "
-            + ", ".join(f"{r.run} ({r.n_clips} of {r.data})" for r in done.itertuples())
-        )
+    done = _rows_of(records, preset)
     rows = []
     for row, marks in MARKS.items():
         ours = done[done["variant"] == SAME_RUN.get(row, row)]
@@ -174,26 +196,89 @@ def table2(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def comparisons(table: pd.DataFrame) -> pd.DataFrame:
+def comparisons(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.DataFrame:
     """What the paper concludes from Table 2, and whether our rows agree.
 
-    Args:
-        table: from table2.
+    Args: as in table2.
 
     Returns:
-        rows, what is compared, the difference in top-1 (ours, its sd over seeds, the paper's), and
-        whether ours has the paper's sign: yes, no, or missing.
+        rows, what is compared, the difference in top-1 (ours, the half-width of its 95 % interval
+        over seeds, the number of seeds, the paper's), and whether ours has the paper's sign: yes,
+        no, or missing.
     """
-    by_row, lines = table.set_index("row"), []
+    done = _rows_of(records, preset).set_index(["variant", "seed"])["top1"]
+    theirs, lines = paper.drop_duplicates("row").set_index("row")["top1"], []
     for (better, other), what in COMPARISONS.items():
-        ours, theirs = (
-            by_row.loc[better, name] - by_row.loc[other, name] for name in ("top1", "paper_top1")
+        pair = [SAME_RUN.get(row, row) for row in (better, other)]
+        line = {"rows": f"{better} - {other}", "what": what} | difference(
+            *(done[row] if row in done.index else done[:0].droplevel(0) for row in pair)
         )
-        sd = (by_row.loc[better, "sd"] ** 2 + by_row.loc[other, "sd"] ** 2) ** 0.5
-        holds = None if pd.isna(ours) else "yes" if ours * theirs > 0 else "no"
-        line = {"rows": f"{better} - {other}", "what": what, "ours": ours, "sd": sd}
-        lines.append(line | {"paper": theirs, "holds": holds})
+        line["paper"] = theirs[better] - theirs[other]
+        holds = None if pd.isna(line["ours"]) else line["ours"] * line["paper"] > 0
+        lines.append(line | {"holds": {None: None, True: "yes", False: "no"}[holds]})
     return pd.DataFrame(lines)
+
+
+def difference(ours: pd.Series, other: pd.Series) -> dict[str, float]:
+    """Mean difference of two kinds of runs over the seeds that both have, and its 95 % interval.
+
+    Runs of one seed start from the same networks, so they are compared in pairs (Student's t).
+
+    Args:
+        ours, other: top-1 by seed.
+
+    Returns:
+        ours (points; missing without a common seed), interval (half-width; missing for one seed),
+        n_seeds.
+    """
+    pairs = (ours - other).dropna()
+    n = len(pairs)
+    half = stats.t.ppf(0.975, n - 1) * pairs.std() / n**0.5 if n > 1 else float("nan")
+    return {"ours": pairs.mean(), "interval": half, "n_seeds": n}
+
+
+def against_full_model(
+    records: pd.DataFrame, preset: str, kinds: dict[str, str], metrics: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Runs with one thing changed, and exchanged thetas, beside the full model (a0) of each seed.
+
+    Args:
+        records: from read_records.
+        kinds: words for a line -> its trial, the middle of the runs' name <preset>-<trial>-<seed>;
+            or a control, a metric top1_... of the full model's own runs.
+        metrics: other numbers of the records to show, means over seeds.
+
+    Returns:
+        A line a kind: top1 (mean), sd, n_seeds, a0_minus (the full model's top-1 less this one's,
+        on the seeds that both have), interval (half-width of its 95 % interval), and metrics. What
+        was not measured stays missing.
+    """
+    done = records[(records["preset"] == preset) & records["complete"].astype(bool)]
+    done = done[done["test_split"] == "test"]
+    trial = done["run"].str.removeprefix(f"{preset}-").str.replace(r"-\d+$", "", regex=True)
+    full, lines = done[trial == "a0"].set_index("seed"), []
+    for words, kind in kinds.items():
+        runs = full if kind.startswith("top1_") else done[trial == kind].set_index("seed")
+        top1 = runs.get(kind if kind.startswith("top1_") else "top1", pd.Series(dtype=float))
+        less = difference(full["top1"], top1)
+        line = {"what": words, "top1": top1.mean(), "sd": top1.std(), "n_seeds": top1.count()}
+        line |= {"a0_minus": less["ours"], "interval": less["interval"]}
+        lines.append(line | {name: runs[name].mean() for name in metrics if name in runs})
+    return pd.DataFrame(lines)
+
+
+def _rows_of(records: pd.DataFrame, preset: str) -> pd.DataFrame:
+    """The complete runs of a preset, one a row and seed, all tested on the same clips."""
+    done = records[(records["preset"] == preset) & records["complete"].astype(bool)]
+    repeated = done[done.duplicated(["variant", "seed"], keep=False)]
+    if len(repeated):
+        raise ValueError(f"one seed measured twice, keep one: {', '.join(repeated['run'])}")
+    if len(done[["data", "n_clips"]].drop_duplicates()) > 1:
+        raise ValueError(
+            f"the runs of preset {preset!r} were tested on different clips, so they make no table: "
+            + ", ".join(f"{r.run} ({r.n_clips} of {r.data})" for r in done.itertuples())
+        )
+    return done
 
 
 def beside_paper(records: pd.DataFrame, paper: pd.DataFrame, table: str) -> pd.DataFrame:
@@ -241,62 +326,118 @@ def load_run(run_dir: str | Path) -> tuple[S2DNet, dict[str, Any]]:
     return model.eval(), config
 
 
-def truth_in_clips(dataset: VideoDataset) -> pd.DataFrame | None:
-    """Where the detail of each synthetic test clip is; None for videos that do not say.
-
-    The CSV counts in frames and pixels of the video as written; here frame and pixel r of the clip,
-    which is cut out of the middle, span r to r + 1.
-
-    Returns:
-        t and duration in raw frames of the clip, y and x in raw pixels.
-    """
-    if not {"t", "duration", "y", "x"} <= set(dataset.table.columns):
-        return None
-    config = dataset.config
-    truth = dataset.table[["t", "duration", "y", "x"]].astype(float)
-    start, scale = choose_frames(N_FRAMES, config)[0], config.short_side / SIDE
-    truth["t"] = (truth["t"] - start) / config.frame_stride + 0.5
-    truth["duration"] /= config.frame_stride
-    corner = (config.short_side - config.crop) // 2
-    truth[["y", "x"]] = (truth[["y", "x"]] + 0.5) * scale - corner
-    return truth
-
-
 @torch.no_grad()
-def where_it_looks(model: S2DNet, dataset: VideoDataset, batch_size: int = 32) -> pd.DataFrame:
+def where_it_looks(
+    model: S2DNet, dataset: VideoDataset, batch_size: int = 32, device: str = "cpu"
+) -> pd.DataFrame:
     """What the full model does with each test clip: its verdicts, and where it looks.
 
     Returns:
         A row a clip: label, snet and s2dnet (the classes they say); looks_t (mu_t T) and delta_t in
         raw frames; looks_y, looks_x, delta_y, delta_x in raw pixels, of the detail frame nearest to
-        the true moment (of the middle one where it is not known); and truth_in_clips, where known.
+        the true moment (of the middle one where it is not known); and, where the truth is known,
+        t, duration, size, y, x of the detail and sampler.distance_to_truth.
     """
     if model.snet is None or model.dnet is None:
         raise ValueError(
             "expected SNet and DNet: rows a1 and a2 of Table 2 look nowhere by themselves"
         )
-    truth, rows = truth_in_clips(dataset), []
+    model, rows, size = model.to(device).eval(), [], model.config.detail_size
     for batch in DataLoader(dataset, batch_size, collate_fn=collate):
-        out = model(batch["frames"], batch["n_frames"])
-        theta, n, (H, W) = out.theta, batch["n_frames"], batch["frames"].shape[-2:]
-        p_t = grid_centres(theta.mu_t, theta.delta_t, model.config.detail_size[0], n)  # (B, T_D)
-        moment = theta.mu_t * n  # (B,)
-        row = {
-            "label": batch["label"],
-            "snet": out.logits.argmax(1),
-            "s2dnet": out.scores.argmax(1),
-        }
-        row |= {"looks_t": moment}
-        row |= {"delta_t": theta.delta_t}
-        if truth is not None:
-            moment = torch.tensor(truth["t"].to_numpy()[batch["index"]])  # (B,)
+        out = model(batch["frames"].to(device), batch["n_frames"])
+        theta, extent = out.theta.map(torch.Tensor.cpu), batch["frames"].shape[-2:]
+        moment = theta.mu_t * batch["n_frames"]  # (B,)
+        row = {"label": batch["label"], "snet": out.logits.argmax(1).cpu()}
+        row |= {"s2dnet": out.scores.argmax(1).cpu(), "looks_t": moment, "delta_t": theta.delta_t}
+        if "truth" in batch:
+            moment = batch["truth"][:, 0]
+            row |= dict(zip(TRUTH, batch["truth"].unbind(1), strict=True))
+            row |= distance_to_truth(theta, batch["truth"], batch["n_frames"], *extent, size)
+        p_t = grid_centres(theta.mu_t, theta.delta_t, size[0], batch["n_frames"])  # (B, T_D)
         z = (p_t - moment[:, None]).abs().argmin(dim=1, keepdim=True)  # (B, 1)
-        space = {"looks_y": theta.mu_y * H, "looks_x": theta.mu_x * W}
+        space = {"looks_y": theta.mu_y * extent[0], "looks_x": theta.mu_x * extent[1]}
         space |= {"delta_y": theta.delta_y, "delta_x": theta.delta_x}
         row |= {name: values.gather(1, z)[:, 0] for name, values in space.items()}
         rows.append(pd.DataFrame({name: values.numpy() for name, values in row.items()}))
-    table = pd.concat(rows, ignore_index=True)
-    return table if truth is None else table.join(truth)
+    return pd.concat(rows, ignore_index=True)
+
+
+def looks_of(run_dir: str | Path, csv: str = "") -> pd.DataFrame:
+    """where_it_looks of a run's model on its test split, or on that of another CSV.
+
+    Returns:
+        Also variant, seed, n_frames of the clips, and right (percent: 100 or 0).
+    """
+    model, config = load_run(run_dir)
+    data = DataConfig(**config["data"])
+    data = replace(data, csv=csv or data.csv, cache=None if csv else data.cache)
+    looks = where_it_looks(model, VideoDataset(data, "test", train=False))
+    right = 100.0 * (looks["label"] == looks["s2dnet"])
+    known = {"variant": config["variant"], "seed": config["seed"], "n_frames": data.n_frames}
+    return looks.assign(right=right, **known)
+
+
+def by_thirds(clips: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Top-1 in thirds of the clips by a number of their detail, a row a theta and seed.
+
+    Args:
+        clips: rows of looks_of, with a column theta (words).
+
+    Returns:
+        the column (words, a range), theta, seed, top1.
+    """
+    edges = clips[column].quantile([0, 1 / 3, 2 / 3, 1]).to_list()
+    words = [f"{low:.0f}-{high:.0f}" for low, high in pairwise(edges)]
+    third = pd.cut(clips[column], edges, labels=words, include_lowest=True)
+    means = clips.groupby([third, "theta", "seed"], observed=True)["right"].mean()
+    return means.rename("top1").reset_index()
+
+
+@torch.no_grad()
+def controls(
+    model: S2DNet, dataset: VideoDataset, batch_size: int = 32, device: str = "cpu"
+) -> dict[str, float]:
+    """Top-1 of a trained model when its theta is exchanged at test time, all else kept.
+
+    What theta is worth: a model that owes its accuracy to where it looks loses it with the mean
+    theta of all clips, with another clip's, and with the uniform grid; the truth tells how much
+    better it could look.
+
+    Returns:
+        Percent: top1_mean, top1_shuffled, top1_uniform, and, where the truth is known, top1_truth
+        (centres on the detail, the model's own strides).
+    """
+    thetas, model = [], model.to(device).eval()
+    for batch in DataLoader(dataset, batch_size, collate_fn=collate):
+        out = model(batch["frames"].to(device), batch["n_frames"])
+        thetas.append(out.theta.map(torch.Tensor.cpu))
+    own = Theta(**{k: torch.cat([vars(t)[k] for t in thetas]) for k in vars(thetas[0])})
+    mean = own.map(lambda v: v.mean(dim=0, keepdim=True).expand_as(v))
+    another = own.map(lambda v: v.roll(1, dims=0))  # no clip keeps its own; clips are shuffled
+
+    def uniform(batch: dict[str, Tensor]) -> Theta:
+        extent = (batch["n_frames"], *batch["frames"].shape[-2:])
+        return frozen_theta(*extent, model.config.detail_size, "full")
+
+    def true_centres(batch: dict[str, Tensor]) -> Theta:
+        theta = own.map(lambda v: v[batch["index"]])
+        t, _, _, y, x = batch["truth"].unbind(1)  # (B,) each
+        n, (H, W) = batch["n_frames"], batch["frames"].shape[-2:]
+        mu_y, mu_x = (v[:, None].expand_as(theta.mu_y) for v in (y / H, x / W))
+        return replace(theta, mu_t=t / n, mu_y=mu_y, mu_x=mu_x)
+
+    looks = {
+        "mean": lambda batch: mean.map(lambda v: v[batch["index"]]),
+        "shuffled": lambda batch: another.map(lambda v: v[batch["index"]]),
+        "uniform": uniform,
+    }
+    if dataset.has_truth:
+        looks["truth"] = true_centres
+    how = {"batch_size": batch_size, "device": device}
+    return {
+        f"top1_{name}": evaluate(model, dataset, theta=look, **how)["top1"]
+        for name, look in looks.items()
+    }
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:

@@ -90,7 +90,14 @@ def linear_filters(p: Tensor, n_in: int, valid: Tensor | None = None) -> Tensor:
 FILTERS = {"gaussian": gaussian_filters, "linear": linear_filters}
 
 
-def frozen_theta(n_frames: Tensor, height: int, width: int, size: Size, space: str) -> Theta:
+def frozen_theta(
+    n_frames: Tensor,
+    height: int,
+    width: int,
+    size: Size,
+    space: str,
+    zoom: tuple[float, float] = (1.0, 1.0),
+) -> Theta:
     """Theta that knows nothing of the clip: rows a2, b1, b3, c1 of Table 2 (Sec. 4.3).
 
     Args:
@@ -98,6 +105,7 @@ def frozen_theta(n_frames: Tensor, height: int, width: int, size: Size, space: s
         height, width: of the raw frames, pixels.
         size: (T_D, H_D, W_D)
         space: "crop" (centre crop at stride 1, the paper's) or "full" (the whole frame).
+        zoom: strides in time and in space are this share of those: a window in the middle.
 
     Returns:
         Frames uniform over the clip, in segment centres, and the same window in each.
@@ -106,7 +114,8 @@ def frozen_theta(n_frames: Tensor, height: int, width: int, size: Size, space: s
     n = n_frames.float()  # (B,)
     half, full = torch.full_like(n, 0.5), n.new_ones(len(n), T_D)  # (B,), (B, T_D)
     delta_y, delta_x = (1.0, 1.0) if space == "crop" else (height / H_D, width / W_D)
-    return Theta(half, n / T_D, full / 2, full / 2, full * delta_y, full * delta_x)
+    delta_y, delta_x = delta_y * zoom[1], delta_x * zoom[1]
+    return Theta(half, n / T_D * zoom[0], full / 2, full / 2, full * delta_y, full * delta_x)
 
 
 def anchored_zoom(anchor: Tensor, zoom: Tensor, full: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -148,6 +157,61 @@ def random_theta(n_frames: Tensor, height: int, width: int, size: Size) -> Theta
     mu_x, delta_x = anchored_zoom(a_x, s_yx, width / W_D)
     space = [v[:, None].expand(B, T_D) for v in (mu_y, mu_x, delta_y, delta_x)]
     return Theta(mu_t, delta_t, *space)
+
+
+def true_theta(truth: Tensor, n_frames: Tensor, height: int, width: int, size: Size) -> Theta:
+    """A window of twice the detail's size and duration around it: the ceiling of what theta can do.
+
+    Strides are at least one frame or pixel, and at most full coverage.
+
+    Args:
+        truth: t, duration (raw frames), size, y, x (raw pixels) of each clip's detail. (B, 5)
+        others: as in frozen_theta.
+    """
+    T_D, H_D, W_D = size
+    n = n_frames.float()  # (B,)
+    t, duration, side, y, x = truth.to(n).unbind(1)  # (B,) each
+    delta_t = torch.minimum((2 * duration / T_D).clamp(min=1), n / T_D)
+    delta_y = (2 * side / H_D).clamp(1, max(1.0, height / H_D))
+    delta_x = (2 * side / W_D).clamp(1, max(1.0, width / W_D))
+    space = [v[:, None].expand(-1, T_D) for v in (y / height, x / width, delta_y, delta_x)]
+    return Theta(t / n, delta_t, *space)
+
+
+def distance_to_truth(
+    theta: Theta, truth: Tensor, n_frames: Tensor, height: int, width: int, size: Size
+) -> dict[str, Tensor]:
+    """How far the sampled volume is from the detail, clip by clip.
+
+    Args: as in true_theta.
+
+    Returns:
+        Each (B,): distance_t = |mu_t T - t| (raw frames); distance_yx, between the centres (raw
+        pixels); iou_t, of the sampled span and the detail's duration; iou_yx, of the sampled window
+        and the detail's square. Space is that of the detail frame nearest to the true moment.
+    """
+    T_D, H_D, W_D = size
+    n = n_frames.to(theta.mu_t)
+    t, duration, side, y, x = truth.to(n).unbind(1)  # (B,) each
+    p_t = grid_centres(theta.mu_t, theta.delta_t, T_D, n)  # (B, T_D)
+    z = (p_t - t[:, None]).abs().argmin(dim=1, keepdim=True)  # (B, 1)
+    names = ("mu_y", "mu_x", "delta_y", "delta_x")
+    mu_y, mu_x, delta_y, delta_x = (getattr(theta, name).gather(1, z)[:, 0] for name in names)
+    at_y, at_x = mu_y * height, mu_x * width
+
+    def overlap(a: Tensor, length_a: Tensor, b: Tensor, length_b: Tensor) -> Tensor:
+        low = torch.maximum(a - length_a / 2, b - length_b / 2)
+        high = torch.minimum(a + length_a / 2, b + length_b / 2)
+        return (high - low).clamp(min=0)
+
+    both_t = overlap(theta.mu_t * n, T_D * theta.delta_t, t, duration)
+    both_yx = overlap(at_y, H_D * delta_y, y, side) * overlap(at_x, W_D * delta_x, x, side)
+    return {
+        "distance_t": (theta.mu_t * n - t).abs(),
+        "distance_yx": torch.hypot(at_y - y, at_x - x),
+        "iou_t": both_t / (T_D * theta.delta_t + duration - both_t),
+        "iou_yx": both_yx / (H_D * delta_y * W_D * delta_x + side**2 - both_yx),
+    }
 
 
 class UniformSampler(nn.Module):

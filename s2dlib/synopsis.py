@@ -240,7 +240,8 @@ class SNet(nn.Module):
         if self.context_head is None:
             return logits, mask, None, None
         context = self.context_head(self.dropout(pooled), mask)  # Eq. 5
-        theta = frozen_theta(*extent, self.config.detail_size, self.config.frozen_space)
+        how = (self.config.frozen_space, self.config.frozen_zoom)
+        theta = frozen_theta(*extent, self.config.detail_size, *how)
         if self.theta_head is not None:  # Eq. 4
             e = features.detach() if self.config.detach_theta else features
             theta = self.theta_head(e, mask, theta, extent)

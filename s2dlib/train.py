@@ -16,7 +16,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +33,7 @@ from s2dlib.data import VideoDataset, collate
 from s2dlib.losses import detail_loss, s2d_loss, synopsis_loss
 from s2dlib.metrics import topk_hits
 from s2dlib.model import Output, S2DNet
-from s2dlib.sampler import random_theta
+from s2dlib.sampler import Theta, distance_to_truth, random_theta, true_theta
 
 log = logging.getLogger(__name__)
 CHECKPOINTS, WEIGHTS, STATE = "checkpoints", "model.safetensors", "state.pt"
@@ -102,17 +102,52 @@ def batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     return [order[i : i + size] for i in range(0, n - size + 1, size)]
 
 
-def theta_statistics(out: Output) -> dict[str, Tensor]:
-    """Sums over the clips of theta and theta squared, by parameter; empty without it. () each."""
+def theta_to_use(model: S2DNet, batch: dict[str, Tensor], how: str) -> Theta | None:
+    """Where DNet shall look (config.THETAS), on the CPU; None: where the model says.
+
+    Raises:
+        ValueError: the truth is asked for, of clips that have none.
+    """
+    n, size = (batch["n_frames"], *batch["frames"].shape[-2:]), model.config.detail_size
+    if how == "random":
+        return random_theta(*n, size)
+    if how == "frozen":
+        return model.frozen_theta(*n)
+    if how == "truth":
+        if "truth" not in batch:
+            raise ValueError("theta='truth': expected synthetic clips; these have no truth")
+        return true_theta(batch["truth"], *n, size)
+    return None
+
+
+def theta_statistics(out: Output, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over the clips of theta and its square by parameter, and of distance_to_truth. () each.
+
+    Empty without theta, and without the distances where the clips' truth is not known.
+    """
     if out.theta is None:
         return {}
     values = {k: v.double().flatten(1).mean(1) for k, v in vars_of(out).items()}  # (B,) each
-    return {f"{k}_{p}": (v**p).sum() for k, v in values.items() for p in (1, 2)}
+    sums = {f"{k}_{p}": (v**p).sum() for k, v in values.items() for p in (1, 2)}
+    if "truth" in batch:
+        theta = out.theta.map(lambda v: v.float().cpu())
+        extent = (batch["n_frames"], *batch["frames"].shape[-2:])
+        far = distance_to_truth(theta, batch["truth"], *extent, out.detail_volume.shape[-3:])
+        sums |= {k: v.sum() for k, v in far.items()}
+    return sums
 
 
 def vars_of(out: Output) -> dict[str, Tensor]:
     """Theta's six parameters by name, each with a leading axis of clips. (B, 1) or (B, T_D)"""
     return {k: v.view(len(v), -1) for k, v in vars(out.theta).items()}
+
+
+def theta_at_test(
+    model: S2DNet, config: TrainConfig
+) -> Callable[[dict[str, Tensor]], Theta | None]:
+    """Where DNet looks when it is evaluated: as in training, but never at random."""
+    how = "model" if config.theta == "random" else config.theta
+    return lambda batch: theta_to_use(model, batch, how)
 
 
 @torch.no_grad()
@@ -124,12 +159,17 @@ def evaluate(
     workers: int = 0,
     device: str | torch.device = "cpu",
     amp: bool = True,
+    theta: Callable[[dict[str, Tensor]], Theta | None] | None = None,
 ) -> dict[str, float]:
     """Accuracy over a split, one centre crop of one clip a video (Sec. 4.1).
 
+    Args:
+        theta: gives, for a batch, where DNet looks in place of the model's own theta.
+
     Returns:
         top1, top5, snet_top1, snet_top5 (percent; SNet's where there is one), loss_s, loss_d,
-        n_clips, and mean and standard deviation over clips of each parameter of theta.
+        n_clips, mean and standard deviation over clips of each parameter of theta, and, where the
+        clips' truth is known, the mean of each of sampler.distance_to_truth.
     """
     device = torch.device(device)
     was_training = model.training
@@ -139,9 +179,11 @@ def evaluate(
     n = 0
     for batch in loader:
         labels = batch["label"].to(device)
+        look = theta(batch) if theta is not None and model.dnet is not None else None
+        look = look if look is None else look.map(lambda v: v.to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=amp and device.type == "cuda"):
-            out = model(batch["frames"].to(device), batch["n_frames"])
-        for name, value in (batch_sums(out, labels) | theta_statistics(out)).items():
+            out = model(batch["frames"].to(device), batch["n_frames"], look)
+        for name, value in (batch_sums(out, labels) | theta_statistics(out, batch)).items():
             sums[name] = sums.get(name, 0) + value
         n += len(labels)
     model.train(was_training)
@@ -203,15 +245,13 @@ def train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         frames, labels = batch["frames"].to(device), batch["label"].to(device)
-        theta = None
-        if config.random_zoom:
-            extent = (batch["n_frames"].to(device), *frames.shape[-2:])
-            theta = random_theta(*extent, model.config.detail_size)
+        theta = theta_to_use(model, batch, config.theta)
+        theta = theta if theta is None else theta.map(lambda v: v.to(device))
         with torch.autocast(
             device.type, torch.bfloat16, enabled=config.amp and device.type == "cuda"
         ):
             out = model(frames, batch["n_frames"], theta)
-        loss = s2d_loss(out, labels, config.alpha)
+        loss = s2d_loss(out, labels, config.alpha, config.masked, config.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
@@ -275,6 +315,7 @@ def fit(
             row |= {f"train_{name}": value for name, value in trained.items()}
             if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
                 how = {"batch_size": config.batch_size, "workers": config.workers}
+                how |= {"theta": theta_at_test(model, config)}
                 measured = evaluate(model, val_set, **how, device=device, amp=config.amp)
                 row |= {f"val_{name}": value for name, value in measured.items()}
             row["seconds"] = time.perf_counter() - start

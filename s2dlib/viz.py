@@ -185,6 +185,52 @@ def curves(ax: Axes, history: pd.DataFrame, columns: Sequence[str], label: str) 
     return ax
 
 
+LOOKING = {  # columns of a history on synthetic clips -> what they are
+    "val_distance_t": "distance in time (frames)",
+    "val_iou_t": "IoU in time",
+    "val_iou_yx": "IoU in space",
+    "val_delta_t_mean": "stride in time (frames)",
+    "val_delta_y_mean": "stride in space (pixels)",
+}
+
+
+def learning_to_look(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axes]:
+    """Where the sampled volume lies and how closely it looks, over training.
+
+    Args:
+        axes: one for each of LOOKING.
+        history: the evaluated epochs of several runs; columns epoch, theta (words), and LOOKING's.
+
+    Lines are means over the runs of each theta, bands one standard deviation.
+    """
+    for ax, (column, label) in zip(axes, LOOKING.items(), strict=True):
+        sns.lineplot(
+            history, x="epoch", y=column, hue="theta", style="theta", errorbar="sd", markers=True,
+            ax=ax, legend=ax is axes[0],
+        )  # fmt: skip
+        ax.set_xlabel("epoch", fontsize=FONT)
+        ax.set_ylabel(label, fontsize=FONT)
+        ax.tick_params(labelsize=FONT)
+        ax.set_ylim(0, None)
+    axes[0].legend(title=None, fontsize=FONT, frameon=False)
+    return axes
+
+
+def accuracy_by(ax: Axes, means: pd.DataFrame, label: str) -> Axes:
+    """Top-1 in groups of clips, a bar a theta; means over seeds, and one standard deviation.
+
+    Args:
+        means: columns theta (words), top1 (percent) and, first, the group.
+        label: of the groups, with their unit.
+    """
+    sns.barplot(means, x=means.columns[0], y="top1", hue="theta", errorbar="sd", ax=ax)
+    ax.set_xlabel(label, fontsize=FONT)
+    ax.set_ylabel("top-1 (%)", fontsize=FONT)
+    ax.tick_params(labelsize=FONT)
+    ax.legend(title=None, fontsize=FONT, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
 def theta_text(theta: Theta) -> str:
     """The six parameters in numbers; those of space as mean and range over the detail frames."""
 

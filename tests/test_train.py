@@ -165,7 +165,8 @@ def test_every_epoch_draws_its_own_crops(sets, tmp_path, monkeypatch):
 @pytest.mark.parametrize("variant", ["a1", "a2"])
 def test_a_network_alone_is_trained_by_the_same_loop(variant, sets, tmp_path):
     model = build_model(MODEL, variant)
-    history = fit(model, *sets, replace(TRAIN, random_zoom=variant == "a2"), run_dir=tmp_path / "r")
+    config = replace(TRAIN, theta="random" if variant == "a2" else "model")
+    history = fit(model, *sets, config, run_dir=tmp_path / "r")
     assert ("val_snet_top1" in history[-1]) == (variant == "a1")
     assert math.isfinite(history[-1]["train_loss"])
 
