@@ -50,6 +50,21 @@ def test_losses_are_equations_3_11_and_12():
     assert s2d_loss(out, labels).item() == pytest.approx(0.1 * loss_s + loss_d)
 
 
+def test_the_releases_loss_counts_all_clips_and_smooths_their_labels():
+    out, labels = output(), torch.randint(0, 7, (6,))
+    plain = smooth = 0.0
+    for b, y in enumerate(labels.tolist()):
+        terms = [log_p(out.detail_logits[b].tolist(), n) for n in range(7)]
+        plain -= terms[y] / 6
+        smooth -= sum((0.9 * (n == y) + 0.1 / 7) * terms[n] for n in range(7)) / 6
+    assert detail_loss(out, labels, masked=False).item() == pytest.approx(plain)
+    loss = detail_loss(out, labels, masked=False, label_smoothing=0.1)
+    assert loss.item() == pytest.approx(smooth)
+    loss_s = synopsis_loss(out, labels, label_smoothing=0.1).item()
+    both = s2d_loss(out, labels, 0.5, masked=False, label_smoothing=0.1)
+    assert both.item() == pytest.approx(0.5 * loss_s + smooth)
+
+
 def test_a_network_alone_is_trained_by_its_plain_cross_entropy():
     labels = torch.randint(0, 7, (6,))
     alone = output(dnet=False)

@@ -313,6 +313,16 @@ def test_networks_trained_alone_are_taken_over(tmp_path):
     assert_close(verdict, d(frames).detail_logits, atol=1e-4, rtol=1e-4)
 
 
+def test_a_second_stage_starts_from_both_networks_of_the_first(tmp_path):
+    first, second = small(), small()
+    assert_different = first.snet.classifier.weight != second.snet.classifier.weight
+    assert assert_different.any()
+    save_file(first.state_dict(), tmp_path / "first.safetensors")
+    load_networks(second, tmp_path / "first.safetensors", tmp_path / "first.safetensors")
+    for name, value in first.state_dict().items():
+        assert_close(second.state_dict()[name], value)
+
+
 def test_networks_that_do_not_fit_are_refused(tmp_path):
     s, d = tmp_path / "s.safetensors", tmp_path / "d.safetensors"
     save_file(small("a1", n_classes=9).state_dict(), s)

@@ -15,6 +15,7 @@ from s2dlib.results import write_record
 from s2dlib.run import run_notebook
 from s2dlib.synthetic import class_names, write_dataset
 from s2dlib.train import WEIGHTS, write_weights
+from s2dlib.viz import LOOKING
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -82,16 +83,19 @@ def csv(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, csv):
-    """A folder of runs with one run, of an untrained model."""
+    """A folder of runs of two rows, of untrained models."""
     preset = PRESETS["synthetic"]
     folder = tmp_path_factory.mktemp("results") / "runs"
     data = replace(preset.data, csv=csv, cache=None)
-    identity = {"preset": "synthetic", "variant": "a0", "seed": 0, "recipe": "joint"}
-    config = {"model": asdict(preset.model), "data": asdict(data), "classes": class_names()}
-    metrics = identity | {"top1": 5.0, "top5": 25.0, "snet_top1": 5.0, "n_clips": 20, "gmacs": 0.02}
-    source = {"provenance": {"data": "clips", "device": "a CPU"}}
-    write_record(folder / "synthetic-a0-0", identity | config | source, metrics, [{"epoch": 1}])
-    write_weights(build_model(preset.model), folder / "synthetic-a0-0" / WEIGHTS)
+    for row in ("a0", "b3"):
+        identity = {"preset": "synthetic", "variant": row, "seed": 0, "recipe": "joint"}
+        identity |= {"test_split": "test", "provenance": {"data": "clips", "device": "a CPU"}}
+        model = build_model(preset.model, row)
+        config = {"model": asdict(model.config), "data": asdict(data), "classes": class_names()}
+        metrics = {"top1": 5.0, "top5": 25.0, "snet_top1": 5.0, "n_clips": 20, "gmacs": 0.02}
+        history = [{"epoch": epoch} | dict.fromkeys(LOOKING, 1.0 / epoch) for epoch in (1, 2)]
+        write_record(folder / f"synthetic-{row}-0", identity | config, metrics, history)
+        write_weights(model, folder / f"synthetic-{row}-0" / WEIGHTS)
     return folder
 
 
@@ -103,15 +107,27 @@ PARAMETERS = {
     "04_table2": ["runs"],
     "05_figure4": ["run"],
     "06_tables": ["runs"],
+    "09_looking": ["runs", "csv"],
 }
 WRITTEN = {
     "00_data": ["tables/data_clips.md"],
     "01_detail_sampler": [],
     "02_train": ["runs/synthetic-a0-0/metrics.json", "runs/synthetic-a0-0/config.json"],
     "03_cost": ["tables/cost.csv"],
-    "04_table2": ["tables/table2.csv", "figures/table2.png"],
+    "04_table2": [
+        "tables/table2.csv",
+        "tables/table2-differences.md",
+        "tables/table2-controls.md",
+        "figures/table2.png",
+    ],
     "05_figure4": ["figures/figure4-synthetic-0.png", "figures/where-synthetic.png"],
     "06_tables": ["tables/table1-ssv2.md", "tables/table4.csv"],
+    "09_looking": [
+        "figures/learning-synthetic.png",
+        "figures/looking-synthetic.png",
+        "tables/looking-size-synthetic.csv",
+        "tables/parts-synthetic.md",
+    ],
 }
 
 

@@ -10,23 +10,27 @@ from torch.testing import assert_close
 
 from s2dlib import results
 from s2dlib.config import PRESETS
-from s2dlib.data import VideoDataset
+from s2dlib.data import VideoDataset, collate
 from s2dlib.model import build_model
 from s2dlib.results import (
+    against_full_model,
     beside_paper,
+    by_thirds,
     command,
     comparisons,
+    controls,
+    difference,
     load_run,
     paper_table,
     provenance,
     read_records,
     table2,
     to_markdown,
-    truth_in_clips,
     where_it_looks,
     write_record,
     write_table,
 )
+from s2dlib.sampler import frozen_theta
 from s2dlib.synthetic import write_dataset
 from s2dlib.train import WEIGHTS, write_weights
 
@@ -35,11 +39,12 @@ PAPER = Path(__file__).resolve().parents[1] / "results" / "paper.csv"
 
 @pytest.fixture
 def record(tmp_path):
-    def record(variant, seed, top1, run=None, n_clips=100):
+    def record(variant, seed, top1, run=None, n_clips=100, test_split="test", **more):
         source = {"data": "clips", "device": "a CPU"}
         identity = {"preset": "synthetic", "variant": variant, "seed": seed}
+        identity |= {"test_split": test_split}
         run = run or f"synthetic-{variant}-{seed}"
-        metrics = identity | {"top1": top1, "top5": 90.0, "n_clips": n_clips, "parts": {"x": 1}}
+        metrics = {"top1": top1, "top5": 90.0, "n_clips": n_clips, "parts": {"x": 1}} | more
         write_record(tmp_path / run, identity | {"provenance": source}, metrics, [{"epoch": 0}])
         return tmp_path / run
 
@@ -184,12 +189,39 @@ def test_comparisons_have_the_papers_difference_and_say_whether_ours_agrees(reco
         record("a0", seed, top1)
     record("b2", 0, 60.0)
     record("b3", 0, 90.0)
-    table = table2(read_records(tmp_path), paper_table(PAPER), "synthetic")
-    lines = comparisons(table).set_index("rows")
+    lines = comparisons(read_records(tmp_path), paper_table(PAPER), "synthetic").set_index("rows")
     assert (lines["paper"] > 0).all() and len(lines) == 10
-    assert lines.loc["b0 - b2", ["ours", "holds"]].tolist() == [22, "yes"]
-    assert lines.loc["b0 - b3", ["ours", "holds"]].tolist() == [-8, "no"]
-    assert lines.loc["a0 - a1", ["ours", "sd", "holds"]].isna().all()
+    # In pairs of one seed: seed 1 of a0 has no partner.
+    assert lines.loc["b0 - b2", ["ours", "n_seeds", "holds"]].tolist() == [20, 1, "yes"]
+    assert lines.loc["b0 - b3", ["ours", "holds"]].tolist() == [-10, "no"]
+    assert lines.loc["a0 - a1", ["ours", "interval", "holds"]].isna().all()
+
+
+def test_an_interval_is_students_over_pairs_of_one_seed():
+    ours = pd.Series({0: 70.0, 1: 74.0, 2: 78.0, 3: 0.0})
+    other = pd.Series({2: 71.0, 1: 69.0, 0: 60.0, 9: 99.0})
+    line = difference(ours, other)  # 10, 5, 7
+    assert line["ours"] == pytest.approx(22 / 3) and line["n_seeds"] == 3
+    sd = ((10 - 22 / 3) ** 2 + (5 - 22 / 3) ** 2 + (7 - 22 / 3) ** 2) / 2
+    assert line["interval"] == pytest.approx(4.302653 * (sd / 3) ** 0.5)  # t of 2 degrees, 97.5 %
+    assert pd.isna(difference(ours[:1], other)["interval"])
+
+
+def test_controls_and_trials_stand_beside_the_full_model_of_their_seed(record, tmp_path):
+    for seed, top1 in enumerate([80.0, 84.0]):
+        record("a0", seed, top1, top1_shuffled=top1 - 30)
+        record("a0", seed, 70.0, run=f"synthetic-linear-{seed}")
+    record("a0", 1, 50.0, run="synthetic-fc-1")
+    record("a0", 0, 99.0, run="synthetic-k-2-0", test_split="val")  # not of the test split
+    kinds = {"full": "a0", "another's": "top1_shuffled", "linear": "linear", "FC": "fc"}
+    kinds |= {"k": "k-2", "never": "no-such"}
+    table = against_full_model(read_records(tmp_path), "synthetic", kinds, ["top5"])
+    table = table.set_index("what")
+    assert table.loc["full", ["top1", "n_seeds", "a0_minus"]].tolist() == [82, 2, 0]
+    assert table.loc["another's", ["top1", "a0_minus", "interval"]].tolist() == [52, 30, 0]
+    assert table.loc["linear", ["top1", "a0_minus", "top5"]].tolist() == [70, 12, 90]
+    assert table.loc["FC", ["top1", "n_seeds", "a0_minus"]].tolist() == [50, 1, 34]
+    assert table.loc[["k", "never"], ["top1", "a0_minus"]].isna().all(axis=None)
 
 
 def test_a_line_of_the_paper_gets_our_number_only_from_a_run_of_its_preset(record, tmp_path):
@@ -233,23 +265,6 @@ def test_a_run_is_rebuilt_from_its_folder_and_missing_weights_are_named(tmp_path
         assert_close(loaded.state_dict()[name], value)
 
 
-@pytest.mark.parametrize("change", [{}, {"short_side": 160, "crop": 150, "n_frames": 30}])
-def test_the_truth_is_where_the_clip_shows_the_detail(clips, change):
-    stride = 2 if change else 1
-    config = replace(PRESETS["synthetic"].data, csv=str(clips), cache=None, min_frames=1)
-    config = replace(config, frame_stride=stride, **change)
-    test = VideoDataset(config, "test", train=False)
-    truth = truth_in_clips(test)
-    crosses = test.table.index[test.table["class_name"].str.endswith("cross>cross")]
-    inside = truth["t"].between(0, config.n_frames - 1) & truth["x"].between(1, config.crop - 1)
-    inside &= truth["y"].between(1, config.crop - 1)
-    shown = [i for i in crosses if inside[i]]
-    assert shown
-    for i in shown:  # the middle of a cross is white
-        t, y, x = (int(truth.loc[i, name]) for name in ("t", "y", "x"))
-        assert test[i]["frames"][0, t, y, x] > 150
-
-
 def test_where_it_looks_is_the_same_whatever_the_batch_and_knows_no_truth_without_one(clips):
     config = replace(PRESETS["synthetic"].data, csv=str(clips), cache=None)
     test = VideoDataset(config, "test", train=False)
@@ -258,5 +273,42 @@ def test_where_it_looks_is_the_same_whatever_the_batch_and_knows_no_truth_withou
     pd.testing.assert_frame_equal(table, where_it_looks(model, test, batch_size=7), rtol=1e-3)
     assert table["label"].tolist() == test.table["label"].tolist()
     assert table["looks_t"].between(0, 64).all() and table["looks_y"].between(0, 72).all()
-    test.table = test.table.drop(columns="t")
-    assert truth_in_clips(test) is None and "t" not in where_it_looks(model, test)
+    assert {"t", "size", "distance_t", "iou_yx"} <= set(table.columns)
+    text = Path(clips).read_text().replace(",t,", ",moment,", 1)
+    (unknown := Path(clips).with_name("unknown.csv")).write_text(text)
+    test = VideoDataset(replace(config, csv=str(unknown)), "test", train=False)
+    assert not test.has_truth and not {"t", "distance_t"} & set(where_it_looks(model, test).columns)
+
+
+def test_controls_exchange_theta_and_nothing_else(clips):
+    config = replace(PRESETS["synthetic"].data, csv=str(clips), cache=None)
+    test = VideoDataset(config, "test", train=False)
+    model = build_model("synthetic").eval()
+    seen = []
+    model.dnet.register_forward_pre_hook(lambda module, args: seen.append(args))
+    told = controls(model, test, batch_size=20)
+    assert list(told) == ["top1_mean", "top1_shuffled", "top1_uniform", "top1_truth"]
+    assert all(0 <= value <= 100 for value in told.values())
+    batch = collate([test[i] for i in range(20)])
+    own = model(batch["frames"], batch["n_frames"]).theta
+    thetas = [
+        own.map(lambda v: v.mean(0, keepdim=True).expand_as(v)),
+        own.map(lambda v: v.roll(1, 0)),
+    ]
+    thetas.append(frozen_theta(batch["n_frames"], 64, 64, model.config.detail_size, "full"))
+    t, _, _, y, x = (v[:, None] for v in batch["truth"].unbind(1))
+    where = {"mu_t": t[:, 0] / 48, "mu_y": (y / 64).expand(-1, 8), "mu_x": (x / 64).expand(-1, 8)}
+    thetas.append(replace(own, **where))
+    assert len(seen) == 6  # the pass that reads theta, the four controls, and the one above
+    for (volume, context), theta in zip(seen[1:5], thetas, strict=True):
+        expected = model.detail_sampler(batch["frames"], theta, batch["n_frames"])
+        assert_close(volume, model.normalise(expected, 1 / 255), rtol=1e-3, atol=1e-3)
+        assert_close(context, seen[5][1], rtol=1e-4, atol=1e-4)
+
+
+def test_thirds_of_the_clips_are_ranges_of_the_detail():
+    clips = pd.DataFrame({"size": range(1, 10), "theta": "learned", "seed": 0})
+    clips["right"] = [100.0, 0, 0, 100, 100, 0, 100, 100, 100]
+    table = by_thirds(clips, "size")
+    assert table["size"].astype(str).tolist() == ["1-4", "4-6", "6-9"]
+    assert table["top1"].round().tolist() == [33, 67, 100]

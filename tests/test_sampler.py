@@ -16,12 +16,14 @@ from s2dlib.sampler import (
     UniformSampler,
     anchored_zoom,
     check_clips,
+    distance_to_truth,
     frozen_theta,
     gaussian_filters,
     grid_centres,
     linear_filters,
     log_stride_bounds,
     random_theta,
+    true_theta,
 )
 
 # References
@@ -318,6 +320,55 @@ def test_frozen_theta_is_uniform_in_time_and_the_crop_or_the_whole_in_space(spac
     x = torch.arange(5) + 10.5 if space == "crop" else (torch.arange(5) + 0.5) * 25 / 5
     assert_close(p_y, y.expand(2, 4, 6))
     assert_close(p_x, x.expand(2, 4, 5))
+
+
+def test_a_frozen_zoom_is_a_window_in_the_middle():
+    n, size = torch.tensor([12, 30]), (4, 6, 5)
+    theta = frozen_theta(n, 20, 25, size, "full", zoom=(0.5, 0.7))
+    p_t = grid_centres(theta.mu_t, theta.delta_t, 4, n)
+    assert_close(p_t, torch.tensor([[3.75, 5.25, 6.75, 8.25], [9.375, 13.125, 16.875, 20.625]]))
+    for mu, delta, L, n_out in (
+        (theta.mu_y, theta.delta_y, 20, 6),
+        (theta.mu_x, theta.delta_x, 25, 5),
+    ):
+        assert_close(mu, torch.full((2, 4), 0.5))
+        assert_close(n_out * delta, torch.full((2, 4), 0.7 * L))
+
+
+def test_the_true_theta_is_a_window_of_twice_the_detail_within_the_bounds():
+    size, n = (4, 6, 5), torch.tensor([40, 40, 8])
+    truth = torch.tensor([[10.0, 6, 9, 30, 12], [39, 100, 90, 5, 5], [4, 0.5, 1, 20, 20]])
+    theta = true_theta(truth, n, 48, 60, size)
+    assert_close(theta.mu_t * n, truth[:, 0])
+    assert_close(theta.mu_y[:, 0] * 48, truth[:, 3])
+    assert_close(theta.mu_x[:, 3] * 60, truth[:, 4])
+    assert_close(theta.delta_t, torch.tensor([12 / 4, 40 / 4, 1.0]))  # 2 duration / T_D; full; 1
+    assert_close(theta.delta_y[:, 0], torch.tensor([18 / 6, 48 / 6, 1.0]))
+    assert_close(theta.delta_x[:, 0], torch.tensor([18 / 5, 60 / 5, 1.0]))
+
+
+def test_distances_to_the_truth_are_those_of_intervals_and_boxes():
+    size, n = (4, 6, 5), torch.tensor([40])
+    space = dict(
+        mu_y=torch.tensor([[0.1, 0.5, 0.9, 0.9]]), mu_x=torch.tensor([[0.1, 0.25, 0.9, 0.9]]),
+        delta_y=torch.tensor([[9.0, 2, 9, 9]]), delta_x=torch.tensor([[9.0, 4, 9, 9]]),
+    )  # fmt: skip
+    theta = Theta(mu_t=torch.tensor([0.5]), delta_t=torch.tensor([3.0]), **space)
+    # Frames at 15.5, 18.5, 21.5, 24.5: the second is nearest to 18; its window is rows 18-30 of 48,
+    # columns 5-25 of 60. The detail: frames 16-20, rows 20-32, columns 14-26.
+    truth = torch.tensor([[18.0, 4.0, 12.0, 26.0, 20.0]])
+    far = distance_to_truth(theta, truth, n, 48, 60, size)
+    assert far["distance_t"].item() == pytest.approx(2)
+    assert far["distance_yx"].item() == pytest.approx(math.hypot(2, 5))
+    assert far["iou_t"].item() == pytest.approx(4 / 12)  # 16-20 within 14-26
+    both = 10 * 11
+    assert far["iou_yx"].item() == pytest.approx(both / (12 * 20 + 12 * 12 - both))
+    perfect = true_theta(truth, n, 48, 60, size)
+    far = distance_to_truth(perfect, truth, n, 48, 60, size)
+    assert far["distance_t"].item() == pytest.approx(0, abs=1e-5)
+    assert far["iou_yx"].item() == pytest.approx(1 / 4)  # a window of twice the side
+    away = distance_to_truth(theta, truth + torch.tensor([[20.0, 0, 0, 20, 30]]), n, 48, 60, size)
+    assert away["iou_t"].item() == 0
 
 
 def test_an_anchored_zoom_never_leaves_the_clip_and_holds_its_anchor():
