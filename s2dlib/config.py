@@ -100,6 +100,7 @@ class TrainConfig:
     optimizer: str = "adamw"  # or "sgd" (momentum 0.9, Nesterov)
     lr: float = 1e-3  # at the peak, for a batch of batch_size
     lr_theta: float = 1e-3  # the same, for f_theta
+    hold_zoom: int = 0  # epochs in which zooms keep their start, so that centres come first (D9)
     weight_decay: float = 1e-2
     warmup_epochs: float = 0.5  # linear, then a cosine
     final_lr: float = 0.0  # where the cosine ends, as a fraction of lr
@@ -219,7 +220,7 @@ _SYNTHETIC_RECIPES = {
     "closeups": TrainConfig(epochs=12, lr=3e-3, eval_every=4),
     "zoom": TrainConfig(epochs=16, lr=3e-3, theta="random", eval_every=4),
     # All together, in one stage.
-    "joint": TrainConfig(epochs=12, lr=2e-3, lr_theta=4e-3, eval_every=2),
+    "joint": TrainConfig(epochs=12, lr=2e-3, lr_theta=4e-3, hold_zoom=5, eval_every=2),
     # The ceiling: DNet looks at the detail itself.
     "truth": TrainConfig(epochs=12, lr=2e-3, lr_theta=4e-3, theta="truth", eval_every=2),
     # The paper's words: from scratch, in one stage, about as long as all stages above.

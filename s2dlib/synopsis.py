@@ -45,6 +45,10 @@ class FcHead(nn.Module):
             nn.init.normal_(layer.weight, std=1e-3)
             nn.init.zeros_(layer.bias)
 
+    def zooms(self) -> list[nn.Parameter]:
+        """The weights of the strides alone, which a recipe may hold: none, they share layers."""
+        return []
+
     def forward(self, h: Tensor, frozen: Theta, extent: Extent) -> Theta:
         """h: features of f_theta's convolutions. (B, C, T_S, h, w). Returns theta."""
         (T_D, H_D, W_D), (n, H, W) = self.detail_size, extent
@@ -85,7 +89,8 @@ class AttentionHead(nn.Module):
     Eq. 4.
     """
 
-    START_T, START_YX = 0.75, 0.8  # zoom at the first step: 1 is the uniform grid
+    # Zoom at the first step; 1 is the uniform grid, at which an anchor moves nothing.
+    START_T, START_YX = 0.5, 0.8
     SHARPNESS = 4.0  # of the soft-argmax, so that small weights already move it
 
     def __init__(self, config: ModelConfig, features: tuple[int, int, int, int]) -> None:
@@ -93,6 +98,9 @@ class AttentionHead(nn.Module):
         C = features[0]
         self.detail_size = config.detail_size
         self.time_score = nn.Linear(2 * C, 1, bias=False) if config.sample_time else None
+        # What changes over a clip is small beside what tells clips apart, and it is all that an
+        # attention over time can see: it is brought to unit variance.
+        self.time_norm = nn.BatchNorm1d(2 * C, affine=False) if config.sample_time else None
         self.time_zoom = nn.Linear(2 * C, 1) if config.sample_time else None
         self.space_score = nn.Linear(C, 1, bias=False) if config.sample_space else None
         self.space_zoom = nn.Linear(2 * C, 2) if config.sample_space else None
@@ -103,15 +111,21 @@ class AttentionHead(nn.Module):
             if layer is not None:
                 nn.init.zeros_(layer.bias)
 
+    def zooms(self) -> list[nn.Parameter]:
+        """The weights of the strides alone, which a recipe may hold (TrainConfig.hold_zoom)."""
+        layers = [layer for layer in (self.time_zoom, self.space_zoom) if layer is not None]
+        return [p for layer in layers for p in layer.parameters()]
+
     def forward(self, h: Tensor, frozen: Theta, extent: Extent) -> Theta:
         """h: features of f_theta's convolutions. (B, C, T_S, h, w). Returns theta."""
         (T_D, H_D, W_D), (n, H, W) = self.detail_size, extent
         pooled = torch.cat((h.mean((3, 4)), h.amax((3, 4))), dim=1).transpose(1, 2)  # (B, T_S, 2C)
         theta = frozen
         if self.time_score is not None:
-            weights = (
-                (self.SHARPNESS * self.time_score(pooled)).float().softmax(dim=1)
-            )  # (B, T_S, 1)
+            change = pooled - pooled.mean(dim=1, keepdim=True)  # (B, T_S, 2C)
+            change = self.time_norm(change.flatten(0, 1)).view_as(change)
+            score = self.SHARPNESS * self.time_score(change)  # (B, T_S, 1)
+            weights = score.float().softmax(dim=1)  # (B, T_S, 1)
             anchor = (weights[..., 0] * centres_of(h.shape[2], h)).sum(1)  # (B,)
             raw = self.time_zoom((pooled * weights).sum(1))[:, 0].float()  # (B,)
             zoom = bounded_zoom(raw, n / T_D, self.START_T)

@@ -76,14 +76,22 @@ def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float
 
 
 def make_optimizer(model: S2DNet, config: TrainConfig) -> torch.optim.Optimizer:
-    """Two groups: f_theta with its own rate, and everything else; `peak` is the rate at the top."""
-    head = [] if model.snet is None or model.snet.theta_head is None else [model.snet.theta_head]
-    theta = [p for module in head for p in module.parameters()]
-    ids = {id(p) for p in theta}
-    rest = [p for p in model.parameters() if id(p) not in ids]
-    groups = [{"params": rest, "lr": config.lr, "peak": config.lr}]
-    if theta:
-        groups.append({"params": theta, "lr": config.lr_theta, "peak": config.lr_theta})
+    """Groups with their own rates: all else, f_theta, and its zooms, which may wait.
+
+    Each holds `peak`, the rate at the top, and `wait`, the epochs before which its rate is 0.
+    """
+    head = None if model.snet is None else model.snet.theta_head
+    zooms = [] if head is None else head.branches.zooms()
+    parts = [
+        {"params": [], "peak": config.lr, "wait": 0},
+        {"params": [], "peak": config.lr_theta, "wait": 0},
+        {"params": zooms, "peak": config.lr_theta, "wait": config.hold_zoom},
+    ]
+    theta, apart = {id(p) for p in (() if head is None else head.parameters())}, set(map(id, zooms))
+    for p in model.parameters():
+        if id(p) not in apart:
+            parts[id(p) in theta]["params"].append(p)
+    groups = [group | {"lr": group["peak"]} for group in parts if group["params"]]
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
@@ -243,7 +251,7 @@ def train_epoch(
     for step, batch in enumerate(bar):
         factor = learning_rate(epoch * len(steps) + step, len(steps), config)
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
+            group["lr"] = group["peak"] * factor * (epoch >= group["wait"])
         frames, labels = batch["frames"].to(device), batch["label"].to(device)
         theta = theta_to_use(model, batch, config.theta)
         theta = theta if theta is None else theta.map(lambda v: v.to(device))

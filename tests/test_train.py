@@ -101,11 +101,28 @@ def test_the_rate_warms_up_linearly_and_falls_as_a_cosine(warmup_epochs, final_l
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_the_theta_head_has_its_own_rate_and_each_parameter_is_in_one_group(optimizer):
     model = model_of()
-    groups = make_optimizer(model, replace(TRAIN, optimizer=optimizer)).param_groups
-    assert [g["peak"] for g in groups] == [1e-2, 2e-2]
+    config = replace(TRAIN, optimizer=optimizer, hold_zoom=3)
+    groups = make_optimizer(model, config).param_groups
+    assert [g["peak"] for g in groups] == [1e-2, 2e-2, 2e-2]
+    assert [g["wait"] for g in groups] == [0, 0, 3]
     ids = [[id(p) for p in g["params"]] for g in groups]
-    assert sorted(ids[0] + ids[1]) == sorted(id(p) for p in model.parameters())
-    assert set(ids[1]) == {id(p) for p in model.snet.theta_head.parameters()}
+    assert sorted(sum(ids, [])) == sorted(id(p) for p in model.parameters())
+    assert set(ids[1] + ids[2]) == {id(p) for p in model.snet.theta_head.parameters()}
+    branches = model.snet.theta_head.branches
+    zooms = (*branches.time_zoom.parameters(), *branches.space_zoom.parameters())
+    assert set(ids[2]) == {id(p) for p in zooms}
+    assert len(make_optimizer(model_of(theta_head="fc"), config).param_groups) == 2
+
+
+def test_the_zooms_wait_for_their_epoch(sets, tmp_path):
+    def zoom_after(epochs):
+        model = model_of()
+        config = replace(TRAIN, epochs=epochs, hold_zoom=1, warmup_epochs=0)
+        fit(model, *sets, config, run_dir=tmp_path / str(epochs))
+        return model.snet.theta_head.branches.time_zoom.weight.detach()
+
+    start = model_of().snet.theta_head.branches.time_zoom.weight
+    assert torch.equal(zoom_after(1), start) and not torch.equal(zoom_after(2), start)
 
 
 @pytest.mark.parametrize("variant", ["a1", "a2", "b1"])
