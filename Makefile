@@ -10,7 +10,7 @@ reproduce: $(READY)  ## videos -> all runs of Table 2 -> tables and figures; res
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --nolock $(if $(CONFIG),--config $(CONFIG)) $(if $(GPUS),--resources gpu=$(GPUS))
 
 study: $(READY)  ## the same over five seeds, with controls, trials and sweeps: an evening on a laptop
-	$(MAKE) reproduce CONFIG="seeds=5 other_seeds=5 trial_seeds=3"
+	$(MAKE) reproduce CONFIG="seeds=5 other_seeds=5 trial_seeds=2"
 
 test: lint  ## lint, then all tests; one thread, since tiny tensors wait for each other on more
 	OMP_NUM_THREADS=1 $(BIN)/pytest

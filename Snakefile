@@ -16,7 +16,12 @@ SEEDS = range(config.get("seeds", 3))  # of the full model and of each network a
 OTHERS = range(config.get("other_seeds", 1))  # of the other rows of Table 2
 ROWS = [f"{row}-{s}" for row in VARIANTS for s in (SEEDS if row in ("a0", "a1", "a2") else OTHERS)]
 STUDIED = range(config.get("trial_seeds", 0))  # of what is changed about the full model, below
+CONTROLLED = OTHERS if len(STUDIED) else []  # of the models that know where to look, or never look
 SWEPT = range(min(1, len(STUDIED)))  # of each value of a sweep
+# Published weights for the backbones, a name of torchvision's or a file: for synthetic-large.
+PUBLISHED = {
+    net: f"-p {net}_weights {config[net]}" if net in config else "" for net in ("snet", "dnet")
+}
 
 
 def changed(variant="a0", recipe="joint", start=("snet", "zoom"), **fields):
@@ -30,11 +35,11 @@ TRIALS = {  # one thing changed about the full model, each a run <preset>-<trial
     "detached": changed(detach_theta=True),
     "nozoom": changed(start=("snet", "closeups")),  # DNet has only seen whole frames
     "noclose": changed(start=("snet", None)),  # DNet starts from nothing: the context shortcut
-    "truth": changed("b3", "truth"),  # theta is the truth: the ceiling
     "paper": changed(recipe="paper", start=(None, None), theta_head="fc"),
     "authors1": changed(recipe="authors-1", theta_head="fc", detach_theta=True),
     "authors": changed(recipe="authors-2", start=(), theta_head="fc", detach_theta=True),
 }
+CEILING = {"truth": changed("b3", "truth")}  # theta is the truth
 SWEEPS = {
     "alpha-0.01": changed(alpha=0.01),
     "alpha-1": changed(alpha=1.0),
@@ -50,12 +55,13 @@ CANDIDATES = {f"window-{t}-{yx}": changed("b3", frozen_zoom=[t, yx]) for t, yx i
 TRIED = [f"{name}-{seed}" for name in TRIALS if name != "authors1" for seed in STUDIED]
 TRIED += [f"{name}-{seed}" for name in SWEEPS for seed in SWEPT]
 TRIED += [f"{name}-0" for name in CANDIDATES for seed in SWEPT]
-TRIED += [f"constant-{seed}" for seed in STUDIED]
+TRIED += [f"{name}-{seed}" for name in ("constant", *CEILING) for seed in CONTROLLED]
+CHANGED = TRIALS | CEILING | SWEEPS | CANDIDATES
 
 
 wildcard_constraints:
     row="|".join(VARIANTS),
-    trial="|".join(TRIALS | SWEEPS | CANDIDATES),
+    trial="|".join(CHANGED),
     seed=r"\d+",
 
 
@@ -113,7 +119,7 @@ rule snet_alone:  # the start of SNet in every row
         gpu=1,
     priority: 2
     shell:
-        train("snet-{wildcards.seed}", "-p variant a1 -p recipe snet -p test_split val")
+        train("snet-{wildcards.seed}", f"-p variant a1 -p recipe snet -p test_split val {PUBLISHED['snet']}")
 
 
 rule dnet_closeups:  # DNet learns the details, large and centred
@@ -130,7 +136,8 @@ rule dnet_closeups:  # DNet learns the details, large and centred
     shell:
         train(
             "closeups-{wildcards.seed}",
-            "-p variant a2 -p recipe closeups -p train_split closeups -p test_split val",
+            "-p variant a2 -p recipe closeups -p train_split closeups -p test_split val"
+            f" {PUBLISHED['dnet']}",
         )
 
 
@@ -176,7 +183,7 @@ rule row:  # one row of Table 2, all together or what it keeps of the model
 
 def starts(wildcards):
     """The weights that a trial's networks start from, by the name of its parameter."""
-    trial = (TRIALS | SWEEPS | CANDIDATES)[wildcards.trial]
+    trial = CHANGED[wildcards.trial]
     if wildcards.trial == "authors":  # its second stage goes on from both networks of the first
         names = {"snet_from": "authors1", "dnet_from": "authors1"}
     else:
@@ -202,11 +209,9 @@ rule trial:  # the full model with one thing changed
     params:
         what=lambda wildcards, input: " ".join(
             [
-                "-p variant {variant} -p recipe {recipe}".format(
-                    **(TRIALS | SWEEPS | CANDIDATES)[wildcards.trial]
-                ),
+                "-p variant {variant} -p recipe {recipe}".format(**CHANGED[wildcards.trial]),
                 *(f"-p {key} ../{path}" for key, path in input.items() if key),
-                overrides((TRIALS | SWEEPS | CANDIDATES)[wildcards.trial]["fields"]),
+                overrides(CHANGED[wildcards.trial]["fields"]),
             ]
         ),
     resources:
