@@ -1,14 +1,15 @@
 """Video backbones as named stages: MobileNetV2 and ResNet-50 with TSM, and a small one.
 
-A backbone is an nn.ModuleDict of stages, (B, C, T, H, W) in and out. SNet runs them all (f_s,
-Eq. 1); DNet walks them and fuses m after res3 and res4 (f_d, Eq. 8-9). Nothing rewires a network
-in place.
+A backbone is a list of named stages, (B, C, T, H, W) in and out, and a neck for what it pools. SNet
+runs them all (f_s, Eq. 1); DNet walks them and fuses m after res3 and res4 (f_d, Eq. 8-9). Nothing
+rewires a network in place.
 
 TSM: Lin et al., ICCV 2019. MobileNetV2: Sandler et al., CVPR 2018. ResNet: He et al., CVPR 2016.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -20,12 +21,25 @@ from torchvision.models.resnet import Bottleneck
 SHIFT_DIV = 8  # 1/8 of the channels shift by one frame each way (TSM, Sec. 3)
 
 
-class Backbone(nn.ModuleDict):
-    """Stages by name, in order; `channels` says what each gives."""
+class Backbone(nn.Module):
+    """Stages by name, in order, and a neck; `channels` says what each stage gives.
 
-    def __init__(self, stages: dict[str, nn.Module], channels: dict[str, int]) -> None:
-        super().__init__(stages)
+    The neck is what some networks have between the pooling and the classifier (X3D), of
+    `pooled_channels`; the others have none.
+    """
+
+    def __init__(
+        self,
+        stages: dict[str, nn.Module],
+        channels: dict[str, int],
+        neck: nn.Module | None = None,
+        pooled_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleDict(stages)
+        self.neck = nn.Identity() if neck is None else neck
         self.channels = channels
+        self.pooled_channels = pooled_channels or self.out_channels
 
     @property
     def out_channels(self) -> int:
@@ -33,7 +47,7 @@ class Backbone(nn.ModuleDict):
 
     def forward(self, video: Tensor) -> Tensor:
         """video: (B, 3, T, H, W). Returns the features of the last stage. (B, C, T, h, w)"""
-        for stage in self.values():
+        for stage in self.stages.values():
             video = stage(video)
         return video
 
@@ -97,13 +111,53 @@ class FramewiseStage(nn.Module):
         return x.unflatten(0, (B, T)).transpose(1, 2)
 
 
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state_dict of a published file; only tensors are unpickled.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"weights {str(path)!r}: no such file")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for name in ("model_state", "state_dict"):  # SlowFast's and pytorchvideo's, TSM's
+        state = state.get(name, state)
+    return {k.removeprefix("module."): v for k, v in state.items()}
+
+
+def load_weights(module: nn.Module, path: str | Path, names: dict[str, str]) -> None:
+    """Load a published file whose keys have other names.
+
+    Args:
+        module: gets the weights.
+        path: of a file that holds a state_dict.
+        names: each key of the module -> its name there, where keys with "proj" are the classifier,
+            which is left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: keys are missing, left over or of another size; lists the first of them.
+    """
+    own, theirs = module.state_dict(), read_weights(path)
+    theirs = {k: v for k, v in theirs.items() if "proj" not in k}
+    differ = sorted(set(theirs) ^ set(names.values()))
+    differ += [n for k, n in names.items() if n in theirs and theirs[n].numel() != own[k].numel()]
+    if differ:
+        raise ValueError(
+            f"{path}: not the weights of this network; {len(differ)} keys are missing, left over "
+            f"or of another size, the first: {', '.join(differ[:5])}"
+        )
+    module.load_state_dict({k: theirs[name].view_as(own[k]) for k, name in names.items()})
+
+
 def load_torchvision(name: str, weights: str | None) -> nn.Module:
     """A torchvision classifier; its own classifier layer is not used here.
 
     Args:
         name: as torchvision's get_model takes it.
         weights: one of torchvision's weights names ("IMAGENET1K_V1", "DEFAULT"), a local file that
-            holds a state_dict under torchvision's names, or None for random weights.
+            holds a state_dict under torchvision's or the TSM authors' names, or None for random
+            weights.
 
     Raises:
         FileNotFoundError: weights is neither a name nor a file.
@@ -117,7 +171,7 @@ def load_torchvision(name: str, weights: str | None) -> nn.Module:
             f"weights {weights!r} of {name}: neither a file nor one of torchvision's names {names}"
         )
     model = get_model(name, weights=None)
-    state = torch.load(weights, map_location="cpu", weights_only=True)
+    state = {_torchvision_key(k): v for k, v in read_weights(weights).items()}
     ours, theirs = (
         {k: v for k, v in d.items() if not k.startswith(("classifier.", "fc."))}
         for d in (model.state_dict(), state)
@@ -134,6 +188,26 @@ def load_torchvision(name: str, weights: str | None) -> nn.Module:
         )
     model.load_state_dict(theirs, strict=False)
     return model.to(memory_format=torch.channels_last)
+
+
+def _torchvision_key(key: str) -> str:
+    """A key of a TSM checkpoint by torchvision's name; one of torchvision's stays as it is.
+
+    TSM's files: base_model., then the network, ".net." where a convolution is shifted, new_fc.
+    Their MobileNetV2 has all layers of a block in one row, torchvision's has each convolution but
+    the last with its batch norm.
+    """
+    if not key.startswith(("base_model.", "new_fc.")):
+        return key
+    key = key.removeprefix("base_model.").replace(".net.", ".").replace("new_fc.", "fc.")
+    found = re.fullmatch(r"features\.(\d+)\.conv\.(\d+)\.(\w+)", key)
+    if found is None:
+        return key
+    block, layer, rest = int(found[1]), int(found[2]), found[3]
+    last = 3 if block == 1 else 6  # the first block does not widen
+    if layer >= last:
+        return f"features.{block}.conv.{last // 3 + layer - last}.{rest}"
+    return f"features.{block}.conv.{layer // 3}.{layer % 3}.{rest}"
 
 
 def mobilenet_v2(weights: str | None = None) -> Backbone:
@@ -187,24 +261,3 @@ def tiny(widths: tuple[int, ...], strides: tuple[int, ...]) -> Backbone:
     for i, name in enumerate(("res3", "res4", "res5")[: len(widths) - 1], start=1):
         stages[name] = FramewiseStage(Shifted(conv(widths[i - 1], widths[i], 3, strides[i])))
     return Backbone(stages, dict(zip(stages, widths, strict=True)))
-
-
-BACKBONES = {
-    "mobilenet_v2": mobilenet_v2,
-    "resnet50": resnet50,
-    "tiny-s": lambda weights=None: tiny((16, 32, 48), (2, 2, 1)),
-    "tiny-d": lambda weights=None: tiny((16, 32, 48, 64), (2, 2, 2, 1)),
-}
-
-
-def build_backbone(name: str, weights: str | None = None) -> Backbone:
-    """A backbone by name, one of BACKBONES, with weights as load_torchvision takes them.
-
-    Raises:
-        ValueError: no such backbone, or weights for one that has none.
-    """
-    if name not in BACKBONES:
-        raise ValueError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
-    if weights is not None and name.startswith("tiny"):
-        raise ValueError(f"{name} has no published weights, got weights={weights!r}")
-    return BACKBONES[name](weights)

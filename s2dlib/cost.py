@@ -26,7 +26,7 @@ PARTS = {  # name -> module
     "context head": "snet.context_head",
     "time filter": "detail_sampler",
     "space filters": "detail_sampler",
-    "DNet backbone": "dnet.stages",
+    "DNet backbone": "dnet.backbone",
     "fusion": "dnet.fusions",
     "DNet classifier": "dnet.classifier",
 }
@@ -50,12 +50,11 @@ def count(model: S2DNet, T: int, H: int, W: int, channels: int = 3) -> pd.DataFr
     found = counter.get_flop_counts()  # module -> operation -> 2 a multiply-add
 
     def macs(path: str) -> int:
-        """Of a module, or of its children where only those are called."""
+        """Of a module, or of those inside it that are called by themselves."""
         name = f"{type(model).__name__}.{path}"
-        deep = name.count(".") + 1
-        own = [name] if name in found else []
-        own = own or [n for n in found if n.startswith(f"{name}.") and n.count(".") == deep]
-        return sum(sum(found[n].values()) for n in own) // 2
+        inside = [n for n in found if f"{n}.".startswith(f"{name}.")]
+        outer = [n for n in inside if not any(n.startswith(f"{m}.") for m in inside)]
+        return sum(sum(found[n].values()) for n in outer) // 2
 
     in_time = channels * model.config.detail_size[0] * T * H * W  # G_t I
     rows = []

@@ -42,16 +42,16 @@ class DNet(nn.Module):
     """
 
     def __init__(
-        self, stages: Backbone, n_classes: int, context_dim: int, fuse: bool, dropout: float
+        self, backbone: Backbone, n_classes: int, context_dim: int, fuse: bool, dropout: float
     ) -> None:
         super().__init__()
-        self.stages = stages
+        self.backbone = backbone  # f_d
         fused = FUSED_STAGES if fuse and context_dim else ()
         self.fusions = nn.ModuleDict(
-            {name: LateralFusion(stages.channels[name], context_dim) for name in fused}
+            {name: LateralFusion(backbone.channels[name], context_dim) for name in fused}
         )
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(stages.out_channels + context_dim, n_classes)  # h_d
+        self.classifier = nn.Linear(backbone.pooled_channels + context_dim, n_classes)  # h_d
 
     def forward(self, volume: Tensor, context: Tensor | None = None) -> Tensor:
         """Eq. 8-10.
@@ -64,11 +64,12 @@ class DNet(nn.Module):
             Logits, whose softmax is p-hat. (B, N)
         """
         features = volume
-        for name, stage in self.stages.items():
+        for name, stage in self.backbone.stages.items():
             features = stage(features)  # Eq. 8
             if name in self.fusions:
                 features = self.fusions[name](features, context)  # Eq. 9
-        pooled = self.dropout(features.mean((2, 3, 4)))  # GAP(e-hat) (B, C_D)
+        pooled = self.backbone.neck(features.mean((2, 3, 4)))  # GAP(e-hat) (B, C_D)
+        pooled = self.dropout(pooled)
         if context is not None:
             pooled = torch.cat((pooled, context), dim=1)
         return self.classifier(pooled)  # Eq. 10

@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from s2dlib.backbones import build_backbone
+from s2dlib.backbones import Backbone, mobilenet_v2, resnet50, tiny
 from s2dlib.config import PRESETS, ModelConfig, variant_of
 from s2dlib.detail import DNet
 from s2dlib.sampler import DetailSampler, Theta, UniformSampler, check_clips, frozen_theta
 from s2dlib.synopsis import SNet
+from s2dlib.x3d import x3d
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -94,6 +95,34 @@ class S2DNet(nn.Module):
         return Output(scores, logits, mask, theta, context, synopsis, volume, detail_logits)
 
 
+BACKBONES = {
+    "mobilenet_v2": mobilenet_v2,
+    "resnet50": resnet50,
+    "x3d-s": lambda weights: x3d(2.0, 2.2, weights),  # S and M differ in their clips alone
+    "x3d-m": lambda weights: x3d(2.0, 2.2, weights),
+    "x3d-xl": lambda weights: x3d(2.9, 5.0, weights),
+    "tiny-s": lambda weights: tiny((16, 32, 48), (2, 2, 1)),
+    "tiny-d": lambda weights: tiny((16, 32, 48, 64), (2, 2, 2, 1)),
+}
+
+
+def build_backbone(name: str, weights: str | None = None) -> Backbone:
+    """A backbone by name, one of BACKBONES, with published weights.
+
+    Args:
+        weights: of MobileNetV2 and ResNet-50 as load_torchvision takes them; of X3D a file of
+            pytorchvideo's; None: random weights.
+
+    Raises:
+        ValueError: no such backbone, or weights for one that has none.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
+    if weights is not None and name.startswith("tiny"):
+        raise ValueError(f"{name} has no published weights, got weights={weights!r}")
+    return BACKBONES[name](weights)
+
+
 def build_model(
     preset: str | ModelConfig,
     variant: str = "a0",
@@ -126,9 +155,9 @@ def build_model(
         backbone = build_backbone(config.snet, snet_weights)
         snet = SNet(backbone, config, synopsis=config.dnet is not None)
     if config.dnet is not None:
-        stages = build_backbone(config.dnet, dnet_weights)
+        backbone = build_backbone(config.dnet, dnet_weights)
         context_dim = config.context_dim if snet is not None else 0
-        dnet = DNet(stages, config.n_classes, context_dim, config.fuse_context, config.dropout)
+        dnet = DNet(backbone, config.n_classes, context_dim, config.fuse_context, config.dropout)
     return S2DNet(config, snet, dnet)
 
 

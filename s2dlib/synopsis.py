@@ -227,7 +227,7 @@ class SNet(nn.Module):
         self.config = config
         self.backbone = backbone
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(backbone.out_channels, config.n_classes)  # h_s
+        self.classifier = nn.Linear(backbone.pooled_channels, config.n_classes)  # h_s
         self.theta_head = self.context_head = None
         if synopsis:
             self.context_head = ContextHead(backbone.out_channels, config)
@@ -249,7 +249,7 @@ class SNet(nn.Module):
         """
         features = self.backbone(synopsis_frames)  # e (B, C_S, T_S, h, w), Eq. 1
         pooled = features.mean((2, 3, 4))  # GAP(e) (B, C_S)
-        logits = self.classifier(self.dropout(pooled))  # Eq. 2
+        logits = self.classifier(self.dropout(self.backbone.neck(pooled)))  # Eq. 2
         mask = topk_mask(logits, self.config.k)
         if self.context_head is None:
             return logits, mask, None, None

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 from torchvision.models import mobilenet_v2, resnet50
 
 from s2dlib import backbones
-from s2dlib.backbones import build_backbone, temporal_shift
+from s2dlib.backbones import temporal_shift
+from s2dlib.model import BACKBONES, build_backbone
 
 TORCHVISION = {"mobilenet_v2": mobilenet_v2, "resnet50": resnet50}
 
@@ -105,7 +106,7 @@ def test_the_shift_lets_a_frame_see_its_neighbours(pair):
 @torch.no_grad()
 def test_stages_have_the_channels_and_the_strides_they_say(pair):
     video, strides = torch.randn(1, 3, 2, 64, 64).double(), []
-    for name, stage in pair[1].items():
+    for name, stage in pair[1].stages.items():
         video = stage(video)
         assert video.shape[1] == pair[1].channels[name] and video.shape[2] == 2
         strides.append(64 // video.shape[3])
@@ -113,10 +114,10 @@ def test_stages_have_the_channels_and_the_strides_they_say(pair):
     assert pair[1].out_channels == video.shape[1]
 
 
-@pytest.mark.parametrize("name", backbones.BACKBONES)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_has_the_stages_that_are_fused(name):
     if name != "resnet50":  # built above
-        assert {"res3", "res4"} <= set(build_backbone(name)) or name == "tiny-s"
+        assert {"res3", "res4"} <= set(build_backbone(name).stages) or name == "tiny-s"
 
 
 @pytest.mark.parametrize("name", ["tiny-s", "tiny-d"])
@@ -132,6 +133,37 @@ def test_every_weight_of_the_file_arrives(pair):
     theirs = [v for k, v in net.state_dict().items() if not k.startswith(("classifier.", "fc."))]
     ours = {v.numpy().tobytes() for v in ours.state_dict().values()}
     assert ours == {v.numpy().tobytes() for v in theirs}
+
+
+def tsm_names(state, mobilenet):
+    """A torchvision state_dict under the names of a TSM checkpoint, as its authors save it."""
+    renamed = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        if mobilenet and len(parts) > 3 and parts[2] == "conv":
+            n = 1 if parts[1] == "1" else 2  # convolutions that have their own batch norm inside
+            if int(parts[3]) < n:  # conv.<i>.<0 or 1>.weight -> 3 i + 0 or 1
+                parts[3:5] = [str(3 * int(parts[3]) + int(parts[4]))]
+            else:
+                parts[3] = str(3 * n + int(parts[3]) - n)
+            if parts[3] == "0" and n == 2 and value.ndim == 4 and parts[1] in ("3", "5", "6"):
+                parts.insert(4, "net")  # shifted
+        if not mobilenet and key.startswith("layer") and parts[2] == "conv1":
+            parts.insert(3, "net")
+        name = ".".join(parts)
+        last = name.startswith(("classifier", "fc."))
+        renamed["module." + ("new_fc." + parts[-1] if last else "base_model." + name)] = value
+    return {"state_dict": renamed}
+
+
+def test_a_checkpoint_of_the_tsm_authors_arrives_weight_for_weight(pair, tmp_path):
+    net, ours = pair
+    mobilenet = hasattr(net, "features")
+    path = tmp_path / "tsm.pth"
+    torch.save(tsm_names({k: v.float() for k, v in net.state_dict().items()}, mobilenet), path)
+    loaded = build_backbone("mobilenet_v2" if mobilenet else "resnet50", str(path)).double()
+    for name, value in ours.state_dict().items():
+        assert_close(loaded.state_dict()[name], value, atol=1e-6, rtol=1e-6)
 
 
 # Errors

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from s2dlib.backbones import build_backbone
 from s2dlib.detail import DNet, LateralFusion
+from s2dlib.model import build_backbone
 
 
 def array(tensor):
@@ -73,12 +73,12 @@ def test_fusion_starts_close_to_the_identity():
 def test_the_network_is_its_stages_with_fusion_after_res3_and_res4(fuse):
     net = shaken(DNet(build_backbone("tiny-d"), 7, context_dim=5, fuse=fuse, dropout=0.5))
     volume, context = torch.randn(2, 3, 3, 20, 20), torch.randn(2, 5)
-    x = net.stages["stem"](volume)
-    x = net.stages["res3"](x)
+    x = net.backbone.stages["stem"](volume)
+    x = net.backbone.stages["res3"](x)
     x = concatenated(net.fusions["res3"], x, context) if fuse else x
-    x = net.stages["res4"](x)
+    x = net.backbone.stages["res4"](x)
     x = concatenated(net.fusions["res4"], x, context) if fuse else x
-    e_hat = array(net.stages["res5"](x))
+    e_hat = array(net.backbone.stages["res5"](x))
     assert set(net.fusions) == ({"res3", "res4"} if fuse else set())
 
     pooled = np.array([[e_hat[b, c].sum() / e_hat[b, c].size for c in range(64)] for b in range(2)])
@@ -90,7 +90,7 @@ def test_the_network_is_its_stages_with_fusion_after_res3_and_res4(fuse):
 def test_the_network_alone_has_no_fusion_and_classifies_its_features_only():
     net = shaken(DNet(build_backbone("tiny-d"), 7, context_dim=0, fuse=True, dropout=0.5))
     volume = torch.randn(2, 3, 3, 20, 20)
-    pooled = array(net.stages(volume)).mean((2, 3, 4))
+    pooled = array(net.backbone(volume)).mean((2, 3, 4))
     expected = pooled @ array(net.classifier.weight).T + array(net.classifier.bias)
     assert len(net.fusions) == 0
     assert_close(array(net(volume)), expected, atol=1e-3, rtol=1e-4)
