@@ -93,6 +93,9 @@ OURS = {  # table and row of the paper -> the preset whose full model is that ro
     ("3b-v1", "S2DNet MN2/R50"): "ssv1",
     ("3b-v2", "S2DNet MN2/R50"): "ssv2-efficient",
     ("4", "S2DNet MN2/R50"): "ssv2",
+    ("1-k400", "X3D X3D-M"): "x3d-m",
+    ("1-k400", "X3D X3D-XL"): "x3d-xl",
+    ("4", "TSM R50"): "tsm-r50",
 }
 
 

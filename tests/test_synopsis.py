@@ -179,9 +179,11 @@ def check_attention(theta, h, head, T_D, H_D, W_D):
     T_S, rows, columns = h.shape[2:]
     for b, n in enumerate(LENGTHS.tolist()):
         pooled = np.array([[*h[b, :, t].mean((1, 2)), *h[b, :, t].max((1, 2))] for t in range(T_S)])
-        weights = softmax(4 * linear(pooled, head.time_score)[:, 0])
+        change, norm = pooled - pooled.mean(0), head.time_norm  # what changes over time, normalised
+        change = (change - array(norm.running_mean)) / (array(norm.running_var) + norm.eps) ** 0.5
+        weights = softmax(4 * linear(change, head.time_score)[:, 0])
         anchor = sum(w * (t + 0.5) / T_S for t, w in enumerate(weights))
-        s = zoom(linear(weights @ pooled, head.time_zoom)[0], n / T_D, 0.75)
+        s = zoom(linear(weights @ pooled, head.time_zoom)[0], n / T_D, 0.5)
         mu_t, delta_t = anchor + s * (0.5 - anchor), s * n / T_D
         assert float(theta.mu_t[b]) == pytest.approx(mu_t, abs=1e-5)
         assert float(theta.delta_t[b]) == pytest.approx(delta_t, rel=1e-4)
@@ -245,7 +247,7 @@ def test_an_axis_that_is_not_learned_stays_frozen(head, time, space):
 def test_theta_starts_near_the_middle_and_inside_its_bounds(head):
     net = SNet(build_backbone("tiny-s"), replace(CONFIG, theta_head=head)).eval()
     theta = net(torch.randn(2, 3, 4, 12, 16), EXTENT)[2]
-    start_t, start_yx = {"fc": (1, 1), "attention": (0.75, 0.8)}[head]
+    start_t, start_yx = {"fc": (1, 1), "attention": (0.5, 0.8)}[head]
     for mu in (theta.mu_t, theta.mu_y, theta.mu_x):
         assert_close(mu, torch.full_like(mu, 0.5), atol=0.06, rtol=0)
     assert_close(theta.delta_t, start_t * LENGTHS / 3, rtol=0.06, atol=0)
