@@ -284,7 +284,7 @@ def write_clip(job: tuple[Path, int, Scene, int]) -> dict[str, float]:
     frames, truth = render(label, scene, np.random.default_rng(seed))
     if not path.exists():
         write_video(path, frames)
-    return truth | {"n_frames": scene.n_frames, "side": scene.side}
+    return truth | {"side": scene.side}
 
 
 def write_dataset(out: Path, dataset: str = "synthetic", share: float = 1.0) -> Path:

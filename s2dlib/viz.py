@@ -203,10 +203,11 @@ def learning_to_look(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Ax
 
     Lines are means over the runs of each theta, bands one standard deviation.
     """
+    order = _learned_first(history)
     for ax, (column, label) in zip(axes, LOOKING.items(), strict=True):
         sns.lineplot(
-            history, x="epoch", y=column, hue="theta", style="theta", errorbar="sd", markers=True,
-            ax=ax, legend=ax is axes[0],
+            history, x="epoch", y=column, hue="theta", style="theta", hue_order=order,
+            style_order=order, errorbar="sd", markers=True, ax=ax, legend=ax is axes[0],
         )  # fmt: skip
         ax.set_xlabel("epoch", fontsize=FONT)
         ax.set_ylabel(label, fontsize=FONT)
@@ -223,12 +224,20 @@ def accuracy_by(ax: Axes, means: pd.DataFrame, label: str) -> Axes:
         means: columns theta (words), top1 (percent) and, first, the group.
         label: of the groups, with their unit.
     """
-    sns.barplot(means, x=means.columns[0], y="top1", hue="theta", errorbar="sd", ax=ax)
+    order = _learned_first(means)
+    sns.barplot(
+        means, x=means.columns[0], y="top1", hue="theta", hue_order=order, errorbar="sd", ax=ax
+    )
     ax.set_xlabel(label, fontsize=FONT)
     ax.set_ylabel("top-1 (%)", fontsize=FONT)
     ax.tick_params(labelsize=FONT)
     ax.legend(title=None, fontsize=FONT, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
+
+
+def _learned_first(table: pd.DataFrame) -> list[str]:
+    """The words of the column theta, so that each kind has one colour in all figures."""
+    return sorted(table["theta"].unique(), reverse=True)
 
 
 def theta_text(theta: Theta) -> str:
