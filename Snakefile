@@ -233,8 +233,9 @@ rule constant:  # no sampler: the window that was best on the validation split
     resources:
         gpu=1,
     run:
-        top1 = {path: json.load(open(path))["val_top1"] for path in input.tried}
-        best = list(CANDIDATES)[input.tried.index(max(top1, key=top1.get))]
+        tried = dict(zip(CANDIDATES, input.tried))
+        top1 = {name: json.load(open(path))["val_top1"] for name, path in tried.items()}
+        best = max(top1, key=top1.get)
         start = "-p variant b3 -p snet_from ../{input.snet} -p dnet_from ../{input.dnet} "
         what = start + overrides(CANDIDATES[best]["fields"]).replace("{", "{{").replace("}", "}}")
         shell(train("constant-{wildcards.seed}", what))
