@@ -224,7 +224,7 @@ def test_a_check_of_nothing_is_an_empty_table():
 def test_narrow_videos_whose_rows_decord_pads_are_read_right(tmp_path, width):
     path = tmp_path / "narrow.mp4"
     ramp = np.tile(np.linspace(0, 255, width).astype(np.uint8), (48, 1))
-    write_video(path, np.stack([ramp, ramp[:, ::-1]]))
+    write_video(path, np.stack([ramp, ramp[:, ::-1]])[..., None])
     with av.open(path) as container:
         expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     frames = read_frames(path)  # (2, 3, 48, width)
