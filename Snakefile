@@ -11,6 +11,7 @@ from s2dlib.config import VARIANTS
 PRESET = config.get("preset", "synthetic")
 RUNS = f"results/runs/{PRESET}"
 SHOWN = "results/notebooks" if PRESET == "synthetic" else f"results/notebooks/{PRESET}"
+TABLE2 = "table2" if PRESET == "synthetic" else f"table2-{PRESET}"
 CSV = f"data/{PRESET}/{PRESET}.csv"
 SEEDS = range(config.get("seeds", 3))  # of the full model and of each network alone
 OTHERS = range(config.get("other_seeds", 1))  # of the other rows of Table 2
@@ -87,7 +88,7 @@ rule all:
     localrule: True
     run:
         print("\nWritten, from the runs in results/runs/:")
-        for path in [*input.shown, "results/tables/table2.md", "results/figures/table2.png"]:
+        for path in [*input.shown, f"results/tables/{TABLE2}.md", f"results/figures/{TABLE2}.png"]:
             print(f"  {path}")
 
 

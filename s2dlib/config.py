@@ -237,6 +237,14 @@ _SYNTHETIC_RECIPES = {
     ),
 }  # fmt: skip
 _PAPER_RECIPES = {"paper": TrainConfig()}
+_X3D_S_M = ModelConfig(
+    n_classes=400,
+    snet="x3d-s",
+    dnet="x3d-m",
+    synopsis_size=(16, 224, 224),
+    detail_size=(16, 144, 144),
+)
+_SS_EFFICIENT = ModelConfig(n_classes=174, synopsis_size=(8, 144, 144), detail_size=(12, 144, 144))
 _KINETICS = DataConfig(csv="data/kinetics400/kinetics400.csv")
 _SSV2 = DataConfig(csv="data/ssv2/ssv2.csv", n_frames=85, flip=False)
 
@@ -286,28 +294,10 @@ PRESETS: dict[str, Preset] = {
         recipes=_PAPER_RECIPES,
     ),
     # Table 1, Kinetics-400: top-1 78.0, 5.4 G a view (of 3). Counted: 7.9 G
-    "kinetics400-x3d-s-m": Preset(
-        model=ModelConfig(
-            n_classes=400,
-            snet="x3d-s",
-            dnet="x3d-m",
-            synopsis_size=(16, 224, 224),
-            detail_size=(16, 144, 144),
-        ),
-        data=_KINETICS,
-        recipes=_PAPER_RECIPES,
-    ),
+    "kinetics400-x3d-s-m": Preset(model=_X3D_S_M, data=_KINETICS, recipes=_PAPER_RECIPES),
     # Table 1, Kinetics-400: top-1 80.6, 39 G a view (of 3). Counted: 13.7 G
     "kinetics400-x3d-s-xl": Preset(
-        model=ModelConfig(
-            n_classes=400,
-            snet="x3d-s",
-            dnet="x3d-xl",
-            synopsis_size=(16, 224, 224),
-            detail_size=(16, 144, 144),
-        ),
-        data=_KINETICS,
-        recipes=_PAPER_RECIPES,
+        model=replace(_X3D_S_M, dnet="x3d-xl"), data=_KINETICS, recipes=_PAPER_RECIPES
     ),
     # Table 1 and Table 4, Something-Something V2: top-1 66.4, 35 G. Counted: 36.6 G
     "ssv2": Preset(
@@ -317,13 +307,13 @@ PRESETS: dict[str, Preset] = {
     ),
     # Table 3b, Something-Something V2: top-1 62.5, 22 G. Counted: 24.8 G
     "ssv2-efficient": Preset(
-        model=ModelConfig(n_classes=174, synopsis_size=(8, 144, 144), detail_size=(12, 144, 144)),
+        model=_SS_EFFICIENT,
         data=_SSV2,
         recipes=_PAPER_RECIPES,
     ),
     # Table 3b, Something-Something V1: top-1 49.7, 22 G. The model of ssv2-efficient.
     "ssv1": Preset(
-        model=ModelConfig(n_classes=174, synopsis_size=(8, 144, 144), detail_size=(12, 144, 144)),
+        model=_SS_EFFICIENT,
         data=replace(_SSV2, csv="data/ssv1/ssv1.csv"),
         recipes=_PAPER_RECIPES,
     ),

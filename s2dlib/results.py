@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from s2dlib.config import PRESETS, SAME_RUN, DataConfig, ModelConfig
 from s2dlib.data import TRUTH, VideoDataset, collate
 from s2dlib.model import S2DNet, build_model
-from s2dlib.sampler import Theta, distance_to_truth, frozen_theta, grid_centres
+from s2dlib.sampler import Theta, distance_to_truth, frozen_theta, nearest_detail_frame
 from s2dlib.train import WEIGHTS, evaluate
 
 PACKAGES = (
@@ -356,8 +356,7 @@ def where_it_looks(
             moment = batch["truth"][:, 0]
             row |= dict(zip(TRUTH, batch["truth"].unbind(1), strict=True))
             row |= distance_to_truth(theta, batch["truth"], batch["n_frames"], *extent, size)
-        p_t = grid_centres(theta.mu_t, theta.delta_t, size[0], batch["n_frames"])  # (B, T_D)
-        z = (p_t - moment[:, None]).abs().argmin(dim=1, keepdim=True)  # (B, 1)
+        z = nearest_detail_frame(theta, moment, batch["n_frames"], size[0])  # (B, 1)
         space = {"looks_y": theta.mu_y * extent[0], "looks_x": theta.mu_x * extent[1]}
         space |= {"delta_y": theta.delta_y, "delta_x": theta.delta_x}
         row |= {name: values.gather(1, z)[:, 0] for name, values in space.items()}

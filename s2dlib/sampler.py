@@ -178,6 +178,12 @@ def true_theta(truth: Tensor, n_frames: Tensor, height: int, width: int, size: S
     return Theta(t / n, delta_t, *space)
 
 
+def nearest_detail_frame(theta: Theta, moment: Tensor, n_frames: Tensor, T_D: int) -> Tensor:
+    """The detail frame z nearest to a moment (raw frames) of each clip. (B,) -> (B, 1)"""
+    p_t = grid_centres(theta.mu_t, theta.delta_t, T_D, n_frames)  # (B, T_D)
+    return (p_t - moment[:, None]).abs().argmin(dim=1, keepdim=True)
+
+
 def distance_to_truth(
     theta: Theta, truth: Tensor, n_frames: Tensor, height: int, width: int, size: Size
 ) -> dict[str, Tensor]:
@@ -193,8 +199,7 @@ def distance_to_truth(
     T_D, H_D, W_D = size
     n = n_frames.to(theta.mu_t)
     t, duration, side, y, x = truth.to(n).unbind(1)  # (B,) each
-    p_t = grid_centres(theta.mu_t, theta.delta_t, T_D, n)  # (B, T_D)
-    z = (p_t - t[:, None]).abs().argmin(dim=1, keepdim=True)  # (B, 1)
+    z = nearest_detail_frame(theta, t, n, T_D)  # (B, 1)
     names = ("mu_y", "mu_x", "delta_y", "delta_x")
     mu_y, mu_x, delta_y, delta_x = (getattr(theta, name).gather(1, z)[:, 0] for name in names)
     at_y, at_x = mu_y * height, mu_x * width

@@ -95,11 +95,6 @@ def class_names() -> list[str]:
     return [f"{stripes} {actor} {KINDS[a]}>{KINDS[b]}" for stripes, actor, (a, b) in CLASSES]
 
 
-def group_of(label: int) -> list[int]:
-    """The labels of the classes that look the same at a glance, its own among them."""
-    return [i for i, other in enumerate(CLASSES) if other[:2] == CLASSES[label][:2]]
-
-
 def glyph(kind: int, dy: np.ndarray, dx: np.ndarray, size: float) -> np.ndarray:
     """Coverage in [0, 1] of a glyph around (0, 0). dy: (h, 1); dx: (1, w). Returns (h, w)."""
     width, far = 0.24 * size, np.float64(99)

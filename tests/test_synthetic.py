@@ -16,7 +16,6 @@ from s2dlib.synthetic import (
     SPLITS,
     class_names,
     glyph,
-    group_of,
     render,
     write_clip,
     write_dataset,
@@ -28,6 +27,11 @@ SMALL = DATASETS["synthetic"]["main"]
 
 def clip(label, seed, scene=SMALL):
     return render(label, scene, np.random.default_rng(seed))
+
+
+def group_of(label: int) -> list[int]:
+    """The labels of the classes that look the same at a glance, its own among them."""
+    return [i for i, other in enumerate(CLASSES) if other[:2] == CLASSES[label][:2]]
 
 
 def label_of(stripes, actor, pair):
