@@ -9,7 +9,7 @@ READY := .venv/ready
 reproduce: $(READY)  ## videos -> all runs of Table 2 -> tables and figures; resumes where it stopped
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --nolock $(if $(CONFIG),--config $(CONFIG)) $(if $(GPUS),--resources gpu=$(GPUS))
 
-study: $(READY)  ## the same over five seeds, with controls, trials and sweeps: an evening on a laptop
+study: $(READY)  ## the same over five seeds, with controls, trials and sweeps
 	$(MAKE) reproduce CONFIG="seeds=5 other_seeds=5 trial_seeds=2"
 
 test: lint  ## lint, then all tests; one thread, since tiny tensors wait for each other on more
