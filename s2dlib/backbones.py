@@ -125,21 +125,21 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return {k.removeprefix("module."): v for k, v in state.items()}
 
 
-def load_weights(module: nn.Module, path: str | Path, names: dict[str, str]) -> None:
-    """Load a published file whose keys have other names.
+def load_state(
+    module: nn.Module, theirs: dict[str, Tensor], names: dict[str, str], path: str | Path
+) -> None:
+    """Load published weights whose keys have other names.
 
     Args:
         module: gets the weights.
-        path: of a file that holds a state_dict.
-        names: each key of the module -> its name there, where keys with "proj" are the classifier,
-            which is left out.
+        theirs: what read_weights gave of the file, without what has no place here.
+        names: each key of the module -> its name there.
+        path: the file, for the error.
 
     Raises:
-        FileNotFoundError: no such file.
         ValueError: keys are missing, left over or of another size; lists the first of them.
     """
-    own, theirs = module.state_dict(), read_weights(path)
-    theirs = {k: v for k, v in theirs.items() if "proj" not in k}
+    own = module.state_dict()
     differ = sorted(set(theirs) ^ set(names.values()))
     differ += [n for k, n in names.items() if n in theirs and theirs[n].numel() != own[k].numel()]
     if differ:
@@ -164,8 +164,8 @@ def load_torchvision(name: str, weights: str | None) -> nn.Module:
         ValueError: the file's keys or shapes are not those of this model (its classifier apart).
     """
     names = [w.name for w in get_model_weights(name)] + ["DEFAULT"]
-    if weights is None or weights in names:  # channels last: twice as fast, on a CPU too
-        return get_model(name, weights=weights).to(memory_format=torch.channels_last)
+    if weights is None or weights in names:
+        return get_model(name, weights=weights)
     if not Path(weights).is_file():
         raise FileNotFoundError(
             f"weights {weights!r} of {name}: neither a file nor one of torchvision's names {names}"
@@ -173,7 +173,7 @@ def load_torchvision(name: str, weights: str | None) -> nn.Module:
     model = get_model(name, weights=None)
     state = {_torchvision_key(k): v for k, v in read_weights(weights).items()}
     ours, theirs = (
-        {k: v for k, v in d.items() if not k.startswith(("classifier.", "fc."))}
+        {k: v for k, v in d.items() if not k.startswith(("classifier.", "fc.", "head."))}
         for d in (model.state_dict(), state)
     )
     differ = sorted(
@@ -187,7 +187,7 @@ def load_torchvision(name: str, weights: str | None) -> nn.Module:
             f"of another shape, the first: {', '.join(differ[:5])}"
         )
     model.load_state_dict(theirs, strict=False)
-    return model.to(memory_format=torch.channels_last)
+    return model
 
 
 def _torchvision_key(key: str) -> str:
@@ -221,7 +221,8 @@ def mobilenet_v2(weights: str | None = None) -> Backbone:
     layers = [block(layer) for layer in load_torchvision("mobilenet_v2", weights).features]
     cuts = {"stem": (0, 2), "res2": (2, 4), "res3": (4, 7), "res4": (7, 14), "res5": (14, 19)}
     stages = {name: FramewiseStage(*layers[a:b]) for name, (a, b) in cuts.items()}
-    return Backbone(stages, {"stem": 16, "res2": 24, "res3": 32, "res4": 96, "res5": 1280})
+    channels = {"stem": 16, "res2": 24, "res3": 32, "res4": 96, "res5": 1280}
+    return Backbone(stages, channels).to(memory_format=torch.channels_last)  # twice as fast
 
 
 def resnet50(weights: str | None = None) -> Backbone:
@@ -236,7 +237,8 @@ def resnet50(weights: str | None = None) -> Backbone:
     layers = (net.layer1, net.layer2, net.layer3, net.layer4)
     for name, layer in zip(("res2", "res3", "res4", "res5"), layers, strict=True):
         stages[name] = FramewiseStage(*(block(b) for b in layer))
-    return Backbone(stages, {"stem": 64, "res2": 256, "res3": 512, "res4": 1024, "res5": 2048})
+    channels = {"stem": 64, "res2": 256, "res3": 512, "res4": 1024, "res5": 2048}
+    return Backbone(stages, channels).to(memory_format=torch.channels_last)
 
 
 class Luminance(nn.Module):

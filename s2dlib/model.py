@@ -13,7 +13,9 @@ from s2dlib.backbones import Backbone, mobilenet_v2, resnet50, tiny
 from s2dlib.config import PRESETS, ModelConfig, variant_of
 from s2dlib.detail import DNet
 from s2dlib.sampler import DetailSampler, Theta, UniformSampler, check_clips, frozen_theta
+from s2dlib.swin import swin3d_t
 from s2dlib.synopsis import SNet
+from s2dlib.tdn import tdn_resnet50
 from s2dlib.x3d import x3d
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -101,6 +103,8 @@ BACKBONES = {
     "x3d-s": lambda weights: x3d(2.0, 2.2, weights),  # S and M differ in their clips alone
     "x3d-m": lambda weights: x3d(2.0, 2.2, weights),
     "x3d-xl": lambda weights: x3d(2.9, 5.0, weights),
+    "tdn-r50": tdn_resnet50,
+    "swin3d-t": swin3d_t,
     "tiny-s": lambda weights: tiny((16, 32, 48), (2, 2, 1)),
     "tiny-d": lambda weights: tiny((16, 32, 48, 64), (2, 2, 2, 1)),
 }
@@ -110,8 +114,9 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
     """A backbone by name, one of BACKBONES, with published weights.
 
     Args:
-        weights: of MobileNetV2 and ResNet-50 as load_torchvision takes them; of X3D a file of
-            pytorchvideo's; None: random weights.
+        weights: of MobileNetV2, ResNet-50 and Swin-T as load_torchvision takes them; of X3D a file
+            of pytorchvideo's; of TDN the same as of ResNet-50, or a file of its authors'; None:
+            random weights.
 
     Raises:
         ValueError: no such backbone, or weights for one that has none.

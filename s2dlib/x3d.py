@@ -9,7 +9,7 @@ import math
 
 from torch import Tensor, nn
 
-from s2dlib.backbones import Backbone, load_weights
+from s2dlib.backbones import Backbone, load_state, read_weights
 
 STAGES = {"res2": (12, 1), "res3": (24, 2), "res4": (48, 5), "res5": (96, 3)}  # width, blocks
 STEM_WIDTH, BOTTLENECK, POOLED = 12, 2.25, 2048  # before the width factor; ratio; after pooling
@@ -75,7 +75,11 @@ def x3d(width: float, depth: float, weights: str | None = None) -> Backbone:
 
     Args:
         width, depth: factors of channels and of blocks a stage; S and M 2.0, 2.2; XL 2.9, 5.0.
-        weights: a file of pytorchvideo's weights (load_weights), or None.
+        weights: a file of pytorchvideo's weights, or None. Its classifier ("proj") is left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: keys are missing, left over or of another size (load_state).
     """
     C = round_width(STEM_WIDTH * width)
     spatial = nn.Conv3d(3, C, (1, 3, 3), (1, 2, 2), (0, 1, 1), bias=False)
@@ -94,7 +98,8 @@ def x3d(width: float, depth: float, weights: str | None = None) -> Backbone:
     neck = nn.Sequential(nn.Linear(last, POOLED, bias=False), nn.ReLU())
     backbone = Backbone(stages, channels, neck, POOLED)
     if weights is not None:
-        load_weights(backbone, weights, published_keys(backbone))
+        theirs = {k: v for k, v in read_weights(weights).items() if "proj" not in k}
+        load_state(backbone, theirs, published_keys(backbone), weights)
     return backbone
 
 
