@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,27 @@ class Backbone(nn.Module):
         return video
 
 
+class _Shift(torch.autograd.Function):
+    """A copy in the memory layout of x, in which two slices of the channels are moved by a frame.
+
+    By autograd of the copies, each would copy the whole gradient; it is the opposite shift.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fold: int, step: int) -> Tensor:
+        """x: (B, T, C, H, W); step: 1, or -1 for the opposite. Returns the same shape."""
+        ctx.fold, ctx.step = fold, step
+        y = x.clone()
+        first, second = (slice(fold), slice(fold, 2 * fold))[::step]
+        y[:, :-1, first], y[:, -1:, first] = x[:, 1:, first], 0
+        y[:, 1:, second], y[:, :1, second] = x[:, :-1, second], 0
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Shift.apply(gradient, ctx.fold, -ctx.step), None, None
+
+
 def temporal_shift(x: Tensor, n_frames: int) -> Tensor:
     """TSM: one part of the channels comes from the next frame, one from the frame before.
 
@@ -64,12 +86,7 @@ def temporal_shift(x: Tensor, n_frames: int) -> Tensor:
         of t - 1, zeros beyond the ends. (B T, C, H, W)
     """
     x = x.unflatten(0, (-1, n_frames))  # (B, T, C, H, W)
-    fold = x.shape[2] // SHIFT_DIV
-    later, earlier, same = x.split((fold, fold, x.shape[2] - 2 * fold), dim=2)
-    zero = torch.zeros_like(later[:, :1])
-    later = torch.cat((later[:, 1:], zero), dim=1)
-    earlier = torch.cat((zero, earlier[:, :-1]), dim=1)
-    return torch.cat((later, earlier, same), dim=2).flatten(0, 1)
+    return _Shift.apply(x, x.shape[2] // SHIFT_DIV, 1).flatten(0, 1)
 
 
 class Shifted(nn.Module):
