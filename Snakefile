@@ -82,7 +82,7 @@ rule all:
             f"{SHOWN}/{{name}}.ipynb",
             name=[
                 *("00_data", "01_detail_sampler", "03_cost", "04_table2"),
-                *("05_figure4", "06_tables", "09_looking"),
+                *("05_figure4", "06_tables", "09_looking", "10_latency"),
             ],
         ),
     localrule: True
@@ -261,10 +261,22 @@ rule sampler:
 
 
 rule cost:
+    input:
+        expand(f"{RUNS}-{{run}}/model.safetensors", run=ROWS),
     output:
         f"{SHOWN}/03_cost.ipynb",
     shell:
         "python -m s2dlib.run notebooks/03_cost.ipynb {output}"
+
+
+rule latency:
+    output:
+        f"{SHOWN}/10_latency.ipynb",
+    threads: workflow.cores  # nothing beside it
+    resources:
+        gpu=1,
+    shell:
+        "OMP_NUM_THREADS={threads} python -m s2dlib.run notebooks/10_latency.ipynb {output}"
 
 
 rule table2:

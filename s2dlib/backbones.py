@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
@@ -60,7 +60,7 @@ class _Shift(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, fold: int, step: int) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, fold: int, step: int) -> Tensor:
         """x: (B, T, C, H, W); step: 1, or -1 for the opposite. Returns the same shape."""
         ctx.fold, ctx.step = fold, step
         y = x.clone()
@@ -70,7 +70,7 @@ class _Shift(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         return _Shift.apply(gradient, ctx.fold, -ctx.step), None, None
 
 

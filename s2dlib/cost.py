@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import pandas as pd
 import torch
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2dlib.model import S2DNet
+from s2dlib.sampler import check_clips
 
 PARTS = {  # name -> module
     "SNet backbone": "snet.backbone",
@@ -74,27 +76,85 @@ def _parameters(model: nn.Module, path: str) -> int:
     return sum(p.numel() for p in module.parameters()) if module is not None else 0
 
 
-@torch.no_grad()
-def latency(models: Mapping[str, nn.Module], frames: Tensor, n_runs: int = 10) -> pd.DataFrame:
-    """Time of a forward pass. Models take turns, so that a busy machine slows all alike.
+def steps(model: S2DNet, frames: Tensor) -> dict[str, Callable[[], object]]:
+    """The steps of Fig. 2 as calls, each with what the steps before it gave.
 
     Args:
-        models: by name, on the device of the frames.
+        model: with both networks, on the device of the frames.
         frames: raw frames I. (B, C, T, H, W)
-        n_runs: of each model, after one that is not counted.
+    """
+    n = check_clips(frames, None)
+    with torch.no_grad():
+        out = model.eval()(frames)
+        scale = 1.0 if frames.is_floating_point() else 1 / 255
+        synopsis = model.normalise(out.synopsis_frames, scale)
+        volume = model.normalise(out.detail_volume, scale)
+    return {
+        "synopsis sampler": partial(model.synopsis_sampler, frames, n),
+        "SNet": partial(model.snet, synopsis, (n, *frames.shape[-2:])),
+        "detail sampler": partial(model.detail_sampler, frames, out.theta, n),
+        "DNet": partial(model.dnet, volume, out.context),
+    }
+
+
+@torch.no_grad()
+def latency(
+    calls: Mapping[str, Callable[[], object]], device: str = "cpu", n_runs: int = 10
+) -> pd.DataFrame:
+    """Time of calls that take turns, so that a busy machine slows all alike.
+
+    Args:
+        calls: by name; models are to be in evaluation mode.
+        device: where they compute; "cuda" is timed by its own events.
+        n_runs: of each, after two that are not counted.
 
     Returns:
-        model, ms (median) and ms_iqr (interquartile range), of the whole batch.
+        name, ms (median) and ms_iqr (interquartile range).
     """
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(n_runs + 1):
-        for name, model in models.items():
-            start = time.perf_counter()
-            model.eval()(frames)
-            if frames.is_cuda:
-                torch.cuda.synchronize(frames.device)
-            times[name].append(1e3 * (time.perf_counter() - start))
-    quartiles = pd.DataFrame(times)[1:].quantile([0.25, 0.5, 0.75])
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(n_runs + 2):
+        for name, call in calls.items():
+            times[name].append(_milliseconds(call, device))
+    quartiles = pd.DataFrame(times)[2:].quantile([0.25, 0.5, 0.75])
     spread = quartiles.loc[0.75] - quartiles.loc[0.25]
-    ms = {"model": list(models), "ms": quartiles.loc[0.5].values, "ms_iqr": spread.values}
+    ms = {"name": list(calls), "ms": quartiles.loc[0.5].values, "ms_iqr": spread.values}
     return pd.DataFrame(ms)
+
+
+@torch.no_grad()
+def side_by_side(
+    models: Mapping[str, S2DNet], size: tuple[int, int, int, int], device: str, n_runs: int
+) -> pd.DataFrame:
+    """Latency of whole models on random frames, and of the steps of the first, S2DNet.
+
+    All at one precision: bfloat16 autocast on CUDA, float32 elsewhere.
+
+    Args:
+        models: by name; moved to the device.
+        size: of the raw frames: clips, frames, rows, columns.
+        n_runs: as in latency.
+
+    Returns:
+        name (steps indented), ms, ms_iqr, ratio (to the first model) and batch.
+    """
+    B, *extent = size
+    frames = torch.randint(256, (B, 3, *extent), dtype=torch.uint8, device=device)
+    calls = {name: partial(model.to(device).eval(), frames) for name, model in models.items()}
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        inner = steps(next(iter(models.values())), frames)
+        table = latency(calls | {f"- {name}": f for name, f in inner.items()}, device, n_runs)
+    return table.assign(ratio=table["ms"] / table["ms"][0], batch=B)
+
+
+def _milliseconds(call: Callable[[], object], device: str) -> float:
+    """Of one call; on CUDA between two events of its stream."""
+    if device != "cuda":
+        start = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)

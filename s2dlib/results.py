@@ -85,7 +85,7 @@ PARTS = {  # words -> the trial that changes one thing about the full model (Sna
     "C_m = 16 (64)": "context-16",
     "C_m = 256 (64)": "context-256",
 }
-OURS = {  # table and row of the paper -> the preset whose full model is that row
+OURS = {  # table and row of the paper -> the preset that is that row
     ("1-k400", "S2DNet X3D-S/X3D-M"): "kinetics400-x3d-s-m",
     ("1-k400", "S2DNet X3D-S/X3D-XL"): "kinetics400-x3d-s-xl",
     ("1-ssv2", "S2DNet MN2/R50"): "ssv2",
@@ -95,7 +95,10 @@ OURS = {  # table and row of the paper -> the preset whose full model is that ro
     ("4", "S2DNet MN2/R50"): "ssv2",
     ("1-k400", "X3D X3D-M"): "x3d-m",
     ("1-k400", "X3D X3D-XL"): "x3d-xl",
+    ("1-ssv2", "TSM R50"): "tsm-r50",
+    ("1-ssv2", "TDN R50"): "tdn-r50",
     ("4", "TSM R50"): "tsm-r50",
+    ("4", "TDN R50"): "tdn-r50",
 }
 
 

@@ -235,6 +235,33 @@ def accuracy_by(ax: Axes, means: pd.DataFrame, label: str) -> Axes:
     return ax
 
 
+def accuracy_cost(ax: Axes, lines: pd.DataFrame, title: str) -> Axes:
+    """Accuracy against cost, as printed in the paper and, where measured, as found here.
+
+    Args:
+        lines: of results.beside_paper; the cost is that of all views of a video.
+    """
+    lines = lines.sort_values("top1")
+    views = lines["views"] if "views" in lines else 1
+    cost, is_s2d = lines["gflops"] * views, lines["row"].str.startswith("S2DNet")
+    for rows, colour, label in ((~is_s2d, "0.5", "others"), (is_s2d, BLUE, "S2DNet")):
+        ax.plot(cost[rows], lines["top1"][rows], "o", color=colour, label=f"{label}, paper")
+    ax.plot(lines["our_gmacs"] * views, lines["our_top1"], "*", ms=11, color=ORANGE, label="ours")
+    for n, (row, x, y) in enumerate(zip(lines["row"], cost, lines["top1"], strict=True)):
+        right = n % 2 or row.startswith("S2DNet")  # by turns, to keep them apart
+        side = ("left", (4, -9)) if right else ("right", (-4, 3))
+        ax.annotate(row, (x, y), side[1], textcoords="offset points", fontsize=8, ha=side[0])
+    if cost.max() > 10 * cost.min():
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
+    ax.margins(0.3, 0.12)
+    ax.set_xlabel("multiply-adds of a video (G)", fontsize=FONT)
+    ax.set_ylabel("top-1 (%)", fontsize=FONT)
+    ax.tick_params(labelsize=FONT)
+    ax.set_title(title, fontsize=FONT)
+    return ax
+
+
 def _learned_first(table: pd.DataFrame) -> list[str]:
     """The words of the column theta, so that each kind has one colour in all figures."""
     return sorted(table["theta"].unique(), reverse=True)

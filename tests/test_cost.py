@@ -1,11 +1,13 @@
 """Multiply-adds agree with counts by hand; parts add up to the whole."""
 
+import time
+
 import pytest
 import torch
-from torch import nn
+from torch.testing import assert_close
 
 from s2dlib.config import PRESETS, VARIANTS, ModelConfig
-from s2dlib.cost import count, latency
+from s2dlib.cost import count, latency, side_by_side, steps
 from s2dlib.model import build_model
 
 HAND = {  # backbone, frames, side, classes -> multiply-adds (G) and parameters (M)
@@ -57,13 +59,35 @@ def test_the_model_that_is_counted_stays_where_and_as_it_is():
     assert model.training and next(model.parameters()).device.type == "cpu"
 
 
-def test_latency_is_the_median_and_leaves_out_the_first_run():
-    calls = []
+def test_latency_is_the_median_of_turns_and_leaves_out_the_first_two():
+    order = []
+    calls = {
+        "slow": lambda: (order.append("slow"), time.sleep(0.2 if len(order) < 4 else 0.02)),
+        "fast": lambda: order.append("fast"),
+    }
+    table = latency(calls, n_runs=3).set_index("name")
+    assert order == ["slow", "fast"] * 5
+    assert 20 <= table["ms"]["slow"] < 100 and table["ms_iqr"]["slow"] < 50
+    assert table["ms"]["fast"] < table["ms"]["slow"]
 
-    class Slow(nn.Module):
-        def forward(self, frames):
-            calls.append(frames.shape)
 
-    table = latency({"one": Slow(), "two": Slow()}, torch.zeros(1, 3, 2, 4, 4), n_runs=3)
-    assert table["model"].tolist() == ["one", "two"] and len(calls) == 8
-    assert (table["ms"] > 0).all() and (table["ms_iqr"] >= 0).all()
+@torch.no_grad()
+def test_the_steps_that_are_timed_give_what_the_model_gives():
+    model = build_model("synthetic").eval()
+    frames = torch.randint(256, (2, 1, 16, 64, 64), dtype=torch.uint8)
+    out, made = model(frames), {name: call() for name, call in steps(model, frames).items()}
+    assert list(made) == ["synopsis sampler", "SNet", "detail sampler", "DNet"]
+    assert_close(made["synopsis sampler"], out.synopsis_frames)
+    assert_close(made["SNet"][0], out.logits)
+    assert_close(made["detail sampler"], out.detail_volume)
+    assert_close(made["DNet"], out.detail_logits)
+
+
+def test_models_are_timed_side_by_side_and_the_steps_of_the_first_with_them():
+    models = {name: build_model("synthetic", row) for name, row in (("S2D", "a0"), ("SNet", "a1"))}
+    table = side_by_side(models, (2, 16, 64, 64), "cpu", n_runs=2).set_index("name")
+    steps_of = ["- synopsis sampler", "- SNet", "- detail sampler", "- DNet"]
+    assert table.index.tolist() == ["S2D", "SNet", *steps_of]
+    assert table["ratio"]["S2D"] == 1 and (table["batch"] == 2).all()
+    assert table["ratio"]["SNet"] == pytest.approx(table["ms"]["SNet"] / table["ms"]["S2D"])
+    assert not any(model.training for model in models.values())

@@ -103,17 +103,18 @@ PARAMETERS = {
     "00_data": ["csv"],
     "01_detail_sampler": ["csv"],
     "02_train": ["csv"],
-    "03_cost": [],
+    "03_cost": ["runs"],
     "04_table2": ["runs"],
     "05_figure4": ["run"],
     "06_tables": ["runs"],
     "09_looking": ["runs", "csv"],
+    "10_latency": [],
 }
 WRITTEN = {
     "00_data": ["tables/data_clips.md"],
     "01_detail_sampler": [],
     "02_train": ["runs/synthetic-a0-0/metrics.json", "runs/synthetic-a0-0/config.json"],
-    "03_cost": ["tables/cost.csv"],
+    "03_cost": ["tables/cost.csv", "tables/cost-tables.md", "figures/accuracy-cost.png"],
     "04_table2": [
         "tables/table2.csv",
         "tables/table2-differences.md",
@@ -128,6 +129,7 @@ WRITTEN = {
         "tables/looking-size-synthetic.csv",
         "tables/parts-synthetic.md",
     ],
+    "10_latency": ["tables/latency-cpu.csv"],
 }
 
 

@@ -1,10 +1,13 @@
 """Pictures show the numbers they are given: places, times, classes; of gray clips too."""
 
+import math
+
 import matplotlib
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,6 +19,7 @@ from s2dlib.model import Output
 from s2dlib.sampler import DetailSampler, Theta, UniformSampler, gaussian_filters
 from s2dlib.viz import (
     RED,
+    accuracy_cost,
     boxes,
     curves,
     figure4,
@@ -137,3 +141,23 @@ def test_figure_4_of_a_network_alone_is_an_error(theta):
     out.theta = None
     with pytest.raises(ValueError, match="a1 and a2"):
         figure4(frames, out, ["x"] * 7, 0)
+
+
+def test_accuracy_is_plotted_against_the_cost_of_all_views(ax):
+    lines = pd.DataFrame(
+        {
+            "row": ["TSM R50", "S2DNet MN2/R50"],
+            "top1": [63.4, 66.4],
+            "gflops": [65.0, 35.0],
+            "views": [6.0, 1.0],
+            "our_top1": [math.nan, 50.0],
+            "our_gmacs": [math.nan, 36.6],
+        }
+    )
+    accuracy_cost(ax, lines, "Something V2")
+    points = {line.get_label(): line.get_xydata() for line in ax.lines}
+    assert points["others, paper"].tolist() == [[390.0, 63.4]]
+    assert points["S2DNet, paper"].tolist() == [[35.0, 66.4]]
+    assert points["ours"][~np.isnan(points["ours"]).any(1)].tolist() == [[36.6, 50.0]]
+    assert {text.get_text() for text in ax.texts} == {"TSM R50", "S2DNet MN2/R50"}
+    assert ax.get_xscale() == "log"
