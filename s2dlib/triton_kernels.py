@@ -1,0 +1,173 @@
+"""The banded detail sampler on CUDA: each raw pixel read as it is, the volume written once.
+
+A program makes a tile of one colour of one detail frame: it walks over the raw pixels that the
+tile reaches, in blocks; averages each block over time; and multiplies it with the tile's rows and
+columns of Gaussians, made where they are used. Backward does the same with slopes in place of the
+weights of one axis at a time, and writes sums by tile: no atomics, so the result repeats.
+
+Names as in banded.py; j and i index the volume's rows and columns, y and x the raw ones.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from s2dlib.banded import REACH, TAPS, band
+
+TILE, BLOCK = 32, 32  # rows and columns of the volume a program makes; raw ones it reads at a time
+
+
+@triton.jit
+def _axis(p_ptr, stats_ptr, at, n_out, n_in, TILE: tl.constexpr, REACH: tl.constexpr):
+    """Centres, log normalisers and mean offsets of a tile of filters, and the span they reach."""
+    valid = at < n_out
+    p = tl.load(p_ptr + at, mask=valid, other=0.0)
+    log_z = tl.load(stats_ptr + 2 * at, mask=valid, other=0.0)
+    mean = tl.load(stats_ptr + 2 * at + 1, mask=valid, other=0.0)
+    low = tl.min(tl.where(valid, p, float("inf")), axis=0) - REACH - 1
+    high = tl.max(tl.where(valid, p, float("-inf")), axis=0) + REACH + 1
+    first = tl.minimum(tl.maximum(low, 0.0), tl.maximum(n_in - 2.0 * REACH - 1, 0.0)).to(tl.int32)
+    end = tl.minimum(tl.maximum(high, 2.0 * REACH + 1), n_in + 0.0).to(tl.int32)
+    return p, log_z, mean, first, end
+
+
+@triton.jit
+def _weights(p, log_z, r, n_in, at, n_out):
+    """Rows of Gaussians over the inputs r, 0 outside the axis, and the offsets p - r. (out, r)"""
+    far = p[:, None] - (r[None, :] + 0.5)
+    inside = (r[None, :] < n_in) & (at[:, None] < n_out)
+    return tl.where(inside, tl.exp(-0.5 * far * far - log_z[:, None]), 0.0), far
+
+
+@triton.jit
+def _volume(
+    frames, n, first_t, w_t, p_y, stats_y, p_x, stats_x, out,
+    C, T, H, W, T_D, H_D, W_D,
+    TAPS: tl.constexpr, REACH: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    n_i = tl.cdiv(W_D, TILE)
+    j = tl.program_id(0) // n_i * TILE + tl.arange(0, TILE)
+    i = tl.program_id(0) % n_i * TILE + tl.arange(0, TILE)
+    bc, z = tl.program_id(2), tl.program_id(1)
+    bz = bc // C * T_D + z  # the detail frame
+    py, zy, _, y0, y1 = _axis(p_y + bz * H_D, stats_y + 2 * bz * H_D, j, H_D, H, TILE, REACH)
+    px, zx, _, x0, x1 = _axis(p_x + bz * W_D, stats_x + 2 * bz * W_D, i, W_D, W, TILE, REACH)
+    raw = frames + (bc.to(tl.int64) * T + tl.load(first_t + bz)) * H * W
+    n_taps = tl.minimum(tl.load(n + bc // C), TAPS)  # fewer where the clip is shorter
+    acc = tl.zeros((TILE, TILE), dtype=tl.float32)
+    for y_block in range(y0, y1, BLOCK):
+        y = y_block + tl.arange(0, BLOCK)
+        G_y, _far = _weights(py, zy, y, H, j, H_D)
+        for x_block in range(x0, x1, BLOCK):
+            x = x_block + tl.arange(0, BLOCK)
+            G_x, _far = _weights(px, zx, x, W, i, W_D)
+            at = y[:, None] * W + x[None, :]
+            inside = (y[:, None] < H) & (x[None, :] < W)
+            image = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+            for k in range(n_taps):
+                pixels = tl.load(raw + k * H * W + at, mask=inside, other=0).to(tl.float32)
+                image += tl.load(w_t + bz * TAPS + k) * pixels
+            rows = tl.dot(G_y, image, input_precision="ieee")
+            acc += tl.dot(rows, tl.trans(G_x), input_precision="ieee")
+    to = out + (bc * T_D + z).to(tl.int64) * H_D * W_D + j[:, None] * W_D + i[None, :]
+    tl.store(to, acc, mask=(j[:, None] < H_D) & (i[None, :] < W_D))
+
+
+@triton.jit
+def _slopes(
+    frames, n, first_t, w_t, s_t, p_y, stats_y, p_x, stats_x, gradient, g_t, g_y, g_x,
+    C, T, H, W, T_D, H_D, W_D,
+    TAPS: tl.constexpr, REACH: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    n_i, tile = tl.cdiv(W_D, TILE), tl.program_id(0)
+    j = tile // n_i * TILE + tl.arange(0, TILE)
+    i = tile % n_i * TILE + tl.arange(0, TILE)
+    bc, z = tl.program_id(2), tl.program_id(1)
+    bz, bcz = bc // C * T_D + z, bc * T_D + z
+    py, zy, my, y0, y1 = _axis(p_y + bz * H_D, stats_y + 2 * bz * H_D, j, H_D, H, TILE, REACH)
+    px, zx, mx, x0, x1 = _axis(p_x + bz * W_D, stats_x + 2 * bz * W_D, i, W_D, W, TILE, REACH)
+    raw = frames + (bc.to(tl.int64) * T + tl.load(first_t + bz)) * H * W
+    n_taps = tl.minimum(tl.load(n + bc // C), TAPS)  # fewer where the clip is shorter
+    by_t = tl.zeros((TILE, TILE), dtype=tl.float32)
+    by_y = tl.zeros((TILE, TILE), dtype=tl.float32)
+    by_x = tl.zeros((TILE, TILE), dtype=tl.float32)
+    for y_block in range(y0, y1, BLOCK):
+        y = y_block + tl.arange(0, BLOCK)
+        G_y, far_y = _weights(py, zy, y, H, j, H_D)
+        S_y = G_y * (my[:, None] - far_y)
+        for x_block in range(x0, x1, BLOCK):
+            x = x_block + tl.arange(0, BLOCK)
+            G_x, far_x = _weights(px, zx, x, W, i, W_D)
+            S_x = G_x * (mx[:, None] - far_x)
+            at = y[:, None] * W + x[None, :]
+            inside = (y[:, None] < H) & (x[None, :] < W)
+            image = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+            moved = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+            for k in range(n_taps):
+                pixels = tl.load(raw + k * H * W + at, mask=inside, other=0).to(tl.float32)
+                image += tl.load(w_t + bz * TAPS + k) * pixels
+                moved += tl.load(s_t + bz * TAPS + k) * pixels
+            rows = tl.dot(G_y, image, input_precision="ieee")
+            across = tl.trans(G_x)
+            by_x += tl.dot(rows, tl.trans(S_x), input_precision="ieee")
+            rows = tl.dot(S_y, image, input_precision="ieee")
+            by_y += tl.dot(rows, across, input_precision="ieee")
+            rows = tl.dot(G_y, moved, input_precision="ieee")
+            by_t += tl.dot(rows, across, input_precision="ieee")
+    valid = (j[:, None] < H_D) & (i[None, :] < W_D)
+    to = gradient + bcz.to(tl.int64) * H_D * W_D + j[:, None] * W_D + i[None, :]
+    g = tl.load(to, mask=valid, other=0.0)
+    tl.store(g_t + bcz * tl.num_programs(0) + tile, tl.sum(g * by_t))
+    tl.store(g_y + (bcz * n_i + tile % n_i) * H_D + j, tl.sum(g * by_y, axis=1), mask=j < H_D)
+    n_j = tl.num_programs(0) // n_i
+    tl.store(g_x + (bcz * n_j + tile // n_i) * W_D + i, tl.sum(g * by_x, axis=0), mask=i < W_D)
+
+
+class OnCuda:
+    """As banded.OnCpu."""
+
+    @staticmethod
+    def volume(frames: Tensor, p_t: Tensor, p_y: Tensor, p_x: Tensor, n: Tensor) -> Tensor:
+        """As BandedVolume.forward."""
+        frames, (H_D, W_D) = frames.contiguous(), (p_y.shape[-1], p_x.shape[-1])
+        (B, C, T, H, W), T_D = frames.shape, p_t.shape[1]
+        taps = band(p_t, n[:, None])
+        out = p_y.new_empty(B, C, T_D, H_D, W_D)
+        grid = (triton.cdiv(H_D, TILE) * triton.cdiv(W_D, TILE), T_D, B * C)
+        _volume[grid](
+            frames, n.int(), taps.first, taps.weights, p_y, _statistics(p_y, H), p_x,
+            _statistics(p_x, W), out,
+            C, T, H, W, T_D, H_D, W_D, TAPS=TAPS, REACH=REACH, TILE=TILE, BLOCK=BLOCK,
+        )  # fmt: skip
+        return out
+
+    @staticmethod
+    def slopes(
+        frames: Tensor, p_t: Tensor, p_y: Tensor, p_x: Tensor, n: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As BandedVolume.backward."""
+        frames, (H_D, W_D) = frames.contiguous(), (p_y.shape[-1], p_x.shape[-1])
+        (B, C, T, H, W), T_D = frames.shape, p_t.shape[1]
+        taps = band(p_t, n[:, None])
+        n_j, n_i = triton.cdiv(H_D, TILE), triton.cdiv(W_D, TILE)
+        g_t = p_t.new_empty(B, C, T_D, n_j * n_i)
+        g_y, g_x = p_y.new_empty(B, C, T_D, n_i, H_D), p_x.new_empty(B, C, T_D, n_j, W_D)
+        _slopes[n_j * n_i, T_D, B * C](
+            frames, n.int(), taps.first, taps.weights, taps.slopes, p_y, _statistics(p_y, H),
+            p_x, _statistics(p_x, W), gradient.contiguous(), g_t, g_y, g_x,
+            C, T, H, W, T_D, H_D, W_D, TAPS=TAPS, REACH=REACH, TILE=TILE, BLOCK=BLOCK,
+        )  # fmt: skip
+        return g_t.sum((1, 3)), g_y.sum((1, 3)), g_x.sum((1, 3))
+
+
+def _statistics(p: Tensor, n_in: int) -> Tensor:
+    """Log of the sum of exp(-far^2 / 2), and the mean offset, of each filter. (..., n_out, 2)"""
+    r = band(p, n_in).first[..., None] + torch.arange(TAPS, device=p.device)
+    far = (p[..., None] - (r + 0.5)).masked_fill(r >= n_in, torch.inf)
+    log_z = (-0.5 * far**2).logsumexp(dim=-1)
+    weights = torch.exp(-0.5 * far**2 - log_z[..., None])
+    mean = torch.where(weights > 0, weights * far, 0.0).sum(dim=-1)
+    return torch.stack((log_z, mean), dim=-1)

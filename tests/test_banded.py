@@ -1,0 +1,187 @@
+"""The banded sampler equals the dense one: volumes and gradients, on the CPU and in Triton.
+
+Without a GPU the kernels run in Triton's interpreter (conftest.py).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from s2dlib import banded
+from s2dlib.banded import REACH, TAPS, BandedVolume, OnCpu, band
+from s2dlib.model import build_model
+from s2dlib.sampler import (
+    DetailSampler,
+    gaussian_filters,
+    grid_centres,
+    random_theta,
+)
+
+T, H, W, SIZE = 30, 21, 34, (4, 9, 12)
+WHERE = {  # centre and spacing, in frames or pixels, of the filters of each axis
+    "inside": ((15.0, 2.0), (10.0, 1.2), (17.0, 1.7)),
+    "identity": ((15.0, 1.0), (10.5, 1.0), (17.0, 1.0)),
+    "at the borders": ((1.0, 3.0), (20.0, 2.0), (0.5, 3.0)),
+    "off-screen": ((-9.0, 1.5), (40.0, 1.0), (-30.0, 0.5)),
+    "the whole clip": ((15.0, 7.5), (10.5, 2.33), (17.0, 2.83)),
+}
+
+
+def centres(where, dtype=torch.float32, B=2):
+    """p_t, p_y, p_x, a little different in each clip and detail frame, that ask for gradients."""
+    (T_D, H_D, W_D), torch_rand = SIZE, torch.rand
+    shapes = ((B, T_D), (B, T_D, H_D), (B, T_D, W_D))
+    found = []
+    for (middle, step), shape in zip(WHERE[where], shapes, strict=True):
+        at = middle + step * (torch.arange(shape[-1]) + 0.5 - shape[-1] / 2)
+        jitter = torch_rand(*shape[:-1], 1) if where != "identity" else torch.zeros(1)
+        found.append((at + jitter).expand(shape).to(dtype).clone().requires_grad_())
+    return found
+
+
+def dense(frames, p_t, p_y, p_x, n):
+    """Eq. 7 over whole clips."""
+    frames = frames.to(p_t.dtype)
+    G_t = gaussian_filters(p_t, frames.shape[2], n)[:, None]
+    G_y = gaussian_filters(p_y, frames.shape[3])[:, None]
+    G_x = gaussian_filters(p_x, frames.shape[4])[:, None]
+    volume = (G_t @ frames.flatten(3)).unflatten(3, frames.shape[3:])
+    return G_y @ volume @ G_x.transpose(-1, -2)
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("lengths", [(T, T), (T, 17), (TAPS - 2, 1)])
+def test_volume_and_gradients_are_those_of_the_dense_form(where, lengths):
+    torch.manual_seed(0)
+    frames = torch.rand(2, 3, T, H, W, dtype=torch.float64)
+    n, p = torch.tensor(lengths), centres(where, torch.float64)
+    ours, expected = BandedVolume.apply(frames, *p, n), dense(frames, *p, n)
+    assert_close(ours, expected, atol=1e-6, rtol=0)
+    weight = torch.randn_like(expected)
+    gradients = torch.autograd.grad((expected * weight).sum(), p)
+    for a, b in zip(torch.autograd.grad((ours * weight).sum(), p), gradients, strict=True):
+        assert_close(a, b, atol=2e-5, rtol=0)
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    torch.manual_seed(0)
+    frames, n = torch.rand(1, 1, 12, 9, 10, dtype=torch.float64), torch.tensor([12])
+    p = [torch.rand(shape, dtype=torch.float64) * 9 for shape in ((1, 2), (1, 2, 3), (1, 2, 2))]
+    p = [v.sort(dim=-1).values.requires_grad_() for v in p]
+    assert torch.autograd.gradcheck(lambda *p: BandedVolume.apply(frames, *p, n), p, atol=1e-5)
+
+
+def test_the_band_stays_inside_the_clip_and_holds_all_of_the_weight():
+    p = torch.tensor([-50.0, 0.2, 4.9, 15.0, 29.9, 70.0])
+    taps = band(p, 30)
+    assert taps.first.tolist() == [0, 0, 0, 9, 19, 19]
+    full = gaussian_filters(p, 30)
+    for row, first, weights in zip(full, taps.first.tolist(), taps.weights, strict=True):
+        assert_close(weights, row[first : first + TAPS], atol=1e-6, rtol=0)
+        assert row[:first].sum() + row[first + TAPS :].sum() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("where", "kind"), [("inside", "uint8"), ("at the borders", "float"), ("off-screen", "uint8")]
+)
+def test_triton_gives_the_volume_and_the_gradients_of_the_cpu(where, kind, monkeypatch):
+    triton_kernels = pytest.importorskip("s2dlib.triton_kernels", exc_type=ImportError)
+    monkeypatch.setattr(triton_kernels, "TILE", 16)  # several tiles and blocks of a small volume
+    monkeypatch.setattr(triton_kernels, "BLOCK", 16)
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    (T_D, H_D, W_D), n = (2, 9, 20), torch.tensor([13, 5])
+    frames = torch.randint(256, (2, 1, 13, 19, 34), dtype=torch.uint8)
+    frames = frames if kind == "uint8" else frames / 255
+    p_t, p_y, p_x = (p.detach()[:, :T_D] for p in centres(where))
+    p_x = p_x[..., :1] + 1.6 * torch.arange(W_D)  # two tiles
+    arguments = [v.to(device).contiguous() for v in (frames, p_t, p_y, p_x, n)]
+    expected = OnCpu.volume(frames, p_t, p_y, p_x, n)
+    scale = frames.float().abs().max().item()
+    assert expected.shape == (2, 1, T_D, H_D, W_D)
+    close = {"atol": 1e-5 * scale, "rtol": 1e-5}
+    assert_close(triton_kernels.OnCuda.volume(*arguments).cpu(), expected, **close)
+    gradient = torch.randn_like(expected)
+    slopes = triton_kernels.OnCuda.slopes(*arguments, gradient.to(device))
+    for a, b in zip(slopes, OnCpu.slopes(frames, p_t, p_y, p_x, n, gradient), strict=True):
+        assert_close(a.cpu(), b, atol=3e-4 * scale, rtol=1e-3)
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from s2dlib import triton_kernels as kernels
+from s2dlib.banded import REACH, TAPS
+constants = {"TAPS": TAPS, "REACH": REACH, "TILE": kernels.TILE, "BLOCK": kernels.BLOCK}
+types = {"frames": "*u8", "n": "*i32", "first_t": "*i64"} | dict.fromkeys(constants, "constexpr")
+types |= dict.fromkeys(("C", "T", "H", "W", "T_D", "H_D", "W_D"), "i32")
+for kernel in (kernels._volume, kernels._slopes):
+    signature = {name: types.get(name, "*fp32") for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    print(len(made.asm["cubin"]) > 0)
+"""
+
+
+def test_the_kernels_compile_for_hopper_without_a_gpu(tmp_path):
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
+    )
+    assert run.stdout.split() == ["True"] * 2, run.stderr
+
+
+def test_the_sampler_takes_the_band_where_it_pays_and_one_switch_forces_either(monkeypatch):
+    used = []
+    real = BandedVolume.apply
+    monkeypatch.setattr(BandedVolume, "apply", lambda *a: used.append(1) or real(*a))
+    small = torch.randint(256, (1, 1, 8, 16, 16), dtype=torch.uint8)
+    large = small.expand(1, 1, 8, 16, 16).repeat(1, 1, 20, 8, 8)
+    assert large[0].numel() >= banded.SMALL > small[0].numel()
+    learned = large.float().requires_grad_()
+    for frames, how, banded_used in (
+        *((small, "auto", False), (small, "banded", True), (small, "dense", False)),
+        *((large, "auto", True), (large, "dense", False), (learned, "auto", False)),
+    ):
+        used.clear()
+        n = torch.tensor([frames.shape[2]])
+        theta = random_theta(n, *frames.shape[-2:], SIZE)
+        volume = DetailSampler(SIZE, how=how)(frames, theta, n)
+        assert bool(used) is banded_used, how
+        expected = DetailSampler(SIZE, how="dense")(frames.detach(), theta, n)
+        assert_close(volume.detach(), expected, atol=3e-4, rtol=0)
+    used.clear()
+    DetailSampler(SIZE, filters="linear")(large, random_theta(torch.tensor([160]), 128, 128, SIZE))
+    assert not used
+    with pytest.raises(ValueError, match="banded"):
+        DetailSampler(SIZE, filters="linear", how="banded")
+
+
+def test_a_model_learns_theta_through_the_band():
+    torch.manual_seed(0)
+    model = build_model("synthetic")
+    frames = torch.randint(256, (2, 1, 48, 64, 64), dtype=torch.uint8)
+    gradients = {}
+    for how in ("dense", "banded"):
+        model.detail_sampler.how = how
+        model.zero_grad()
+        torch.manual_seed(1)
+        model(frames).detail_logits.square().sum().backward()
+        head = model.snet.theta_head
+        gradients[how] = torch.cat([p.grad.flatten() for p in head.parameters()])
+    assert gradients["dense"].abs().max() > 0
+    assert_close(gradients["banded"], gradients["dense"], atol=1e-5, rtol=1e-3)
+
+
+def test_centres_of_the_band_are_those_of_the_grid():
+    p = grid_centres(torch.tensor([0.5]), torch.tensor([2.0]), 4, 30)
+    assert (p - 0.5 - band(p, 30).first - REACH).abs().max() <= 0.5
