@@ -1,0 +1,243 @@
+"""Rows that name videos, and a folder of videos -> a CSV of this project: an index.
+
+The folder is listed once and each row is looked up in that list; no file is opened
+(00_data.ipynb decodes them). Videos vanish from the web: what is not there is written beside the
+index and is no error.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+SUFFIXES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv".split()
+VIDEOS, IMAGES = {f".{suffix}" for suffix in SUFFIXES}, {".jpg", ".jpeg", ".png"}
+COLUMNS = ["path", "label", "label_name", "split", "name"]  # of an index, and how its owner says it
+
+
+class Row(NamedTuple):
+    """A line of an owner's file."""
+
+    names: tuple[str, ...]  # of its video, likeliest first: a path or the end of one
+    label: str | int  # a class's name or index; "": the file tells none
+    split: str
+    where: str  # "file, line 3"
+
+
+def list_videos(folder: str | Path) -> list[str]:
+    """All videos below a folder: files, by their suffix, and folders that hold nothing but frames.
+
+    Returns:
+        Their paths from there, sorted. One listing a folder; links are followed, each once.
+    """
+    videos, todo, linked = [], [""], set()
+    while todo:
+        below, inner = todo.pop(), []
+        n_before, frames = len(videos), False
+        with os.scandir(os.path.join(folder, below)) as entries:
+            for entry in entries:
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else ""
+                    if real not in linked:
+                        inner.append(os.path.join(below, entry.name))
+                    linked.update(filter(None, [real]))
+                elif suffix in VIDEOS:
+                    videos.append(os.path.join(below, entry.name))
+                frames |= suffix in IMAGES
+        if below and frames and not inner and len(videos) == n_before:
+            videos.append(below)
+        todo += inner
+    return sorted(videos)
+
+
+def make_index(
+    rows: Sequence[Row], folder: str | Path, classes: Sequence[str] | None = None
+) -> tuple[pd.DataFrame, list[str]]:
+    """Look every row's video up below a folder, and number the classes.
+
+    Args:
+        rows: of any of the readers.
+        folder: where the videos are.
+        classes: names in their owner's order; None: sorted, and indices stay without names.
+
+    Returns:
+        COLUMNS, a row a video that has a label, path relative to the folder and missing where the
+        video is; and what there is to tell, a sentence each.
+
+    Raises:
+        ValueError: a class or index that is not among the classes, a video with two labels or
+            splits, nothing found at all.
+    """
+    videos, notes = list_videos(folder), []
+    by_end, several = _by_end(videos), []
+    unlabelled = Counter(row.where.rsplit(", ", 1)[0] for row in rows if row.label == "")
+    notes += [f"{n} rows of {file} tell no label: left out" for file, n in unlabelled.items()]
+    rows = [row for row in rows if row.label != ""]
+    labels, classes = _number(rows, classes)
+    first, table = {}, []
+    for row, label in zip(rows, labels, strict=True):
+        found = next(filter(None, (_find(name, by_end) for name in row.names)), [])
+        several += [row.names[0]] * (len(found) > 1)
+        other = first.setdefault((*found, row.names[0])[0], row)
+        if other is row:
+            name = classes[label] if classes else None
+            table.append((found[0] if found else None, label, name, row.split, row.names[0]))
+        elif (other.label, other.split) != (row.label, row.split):
+            raise ValueError(
+                f"{row.where}: {row.names[0]} is {row.label!r} in {row.split}, but {other.label!r} "
+                f"in {other.split} by {other.where}; one of the two must go"
+            )
+    if not any(path for path, *_ in table):
+        asked = ", ".join(name for row in rows[:2] for name in row.names) or "no row with a label"
+        there = ", ".join(videos[:3]) or "no video file, nor a folder of frames"
+        raise ValueError(f"{folder}: nothing found; expected names like {asked}; there: {there}")
+    if len(table) < len(rows):
+        notes.append(f"{len(rows) - len(table)} rows repeat another one: dropped")
+    if several:
+        notes.append(f"{len(several)} rows fit several files, as {several[0]}: the first is taken")
+    table = pd.DataFrame(table, columns=COLUMNS, dtype=object)
+    return table if classes else table.drop(columns="label_name"), notes
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """A path's folders in plain letters, and its last name without the suffix of a video.
+
+    Folders of a class are written in many ways: spaces or underscores, with or without brackets.
+    """
+    *folders, last = [part for part in re.split(r"[/\\]", path) if part not in ("", ".")] or [""]
+    stem, suffix = os.path.splitext(last)
+    return (*map(_plain, folders), stem if suffix.lower() in VIDEOS else last)
+
+
+def _plain(text: str) -> str:
+    return "".join(filter(str.isalnum, text.lower()))
+
+
+Ends = dict[str | tuple[str, ...], list[str]]
+
+
+def _by_end(videos: Sequence[str]) -> Ends:
+    """Every path, and every end of one in _parts -> the paths that are or end so."""
+    by_end: Ends = {path: [path] for path in videos}
+    for path in videos:
+        parts = _parts(path)
+        for i in range(len(parts)):
+            by_end.setdefault(parts[i:], []).append(path)
+    return by_end
+
+
+def _find(name: str, by_end: Ends) -> list[str]:
+    """The videos that a name fits: the shorter of the two is the end of the other."""
+    parts = _parts(name)
+    if exact := by_end.get(name) or by_end.get(parts):
+        return exact
+    ends = (parts[i:] for i in range(1, len(parts)))
+    whole = ([path for path in by_end.get(end, ()) if _parts(path) == end] for end in ends)
+    return next(filter(None, whole), [])
+
+
+def _number(
+    rows: Sequence[Row], classes: Sequence[str] | None
+) -> tuple[list[int], Sequence[str] | None]:
+    """The index of each row's class, and the classes' names where they have any."""
+    if classes is None and all(isinstance(row.label, str) for row in rows):
+        classes = sorted({row.label for row in rows})
+    order = {_plain(name): i for i, name in enumerate(classes or ())}
+    order |= {name: i for i, name in enumerate(classes or ())}
+    n, labels = len(classes or ()), []
+    for row in rows:
+        if isinstance(row.label, int):
+            if row.label < 0 or (classes and row.label >= n):
+                allowed = f"0 to {n - 1}" if classes else ">= 0"
+                raise ValueError(f"{row.where}: label must be {allowed}, got {row.label}")
+            labels.append(row.label)
+        else:
+            label = order.get(row.label, order.get(_plain(row.label)))
+            if label is None:
+                raise ValueError(f"{row.where}: {row.label!r} is none of the {n} classes")
+            labels.append(label)
+    return labels, classes
+
+
+def write_index(
+    table: pd.DataFrame, folder: str | Path, out: str | Path, replace: bool = False
+) -> Path:
+    """Write the index, and <index>.missing.csv (name, label, split) beside it.
+
+    Args:
+        table: from make_index, of that folder.
+        out: the index. Paths are relative to its own folder where the videos lie below that.
+        replace: whether an index that names more videos may be lost.
+    """
+    out, folder = Path(os.path.abspath(out)), Path(os.path.abspath(folder))
+    found, missing = table[table["path"].notna()], table[table["path"].isna()]
+    n_before = sum(1 for _ in read_fields(out, ",")) - 1 if out.exists() else 0
+    if n_before > len(found) and not replace:
+        raise ValueError(
+            f"{out}: names {n_before} videos, this would leave {len(found)}; --replace"
+        )
+    paths = [folder / path for path in found["path"]]
+    below = folder.is_relative_to(out.parent)
+    found = found.assign(path=[path.relative_to(out.parent) if below else path for path in paths])
+    _write(missing.drop(columns="path"), missing_of(out))
+    return _write(found.drop(columns="name"), out)
+
+
+def missing_of(index: str | Path) -> Path:
+    """Where an index's missing videos are written."""
+    return Path(index).with_name(f"{Path(index).stem.removesuffix('.checked')}.missing.csv")
+
+
+def read_missing(index: str | Path) -> pd.DataFrame:
+    """Videos that their owner names and that were not found: name, label, split, as text."""
+    path = missing_of(index)
+    if not path.is_file():
+        return pd.DataFrame(columns=["name", "label", "split"])
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def write_checked(index: str | Path, bad: Iterable[str]) -> Path:
+    """Write <index>.checked.csv, the same without the videos at some absolute paths.
+
+    Returns:
+        The index to go on with: the one given, where no video of it is bad.
+    """
+    bad, (header, *rows) = set(bad), [fields for _, fields in read_fields(Path(index), ",")]
+    at = [name.strip() for name in header].index("path")
+    folder = os.path.abspath(os.path.dirname(index))
+    paths = [os.path.normpath(os.path.join(folder, row[at])) for row in rows]
+    kept = [row for row, path in zip(rows, paths, strict=True) if path not in bad]
+    if not kept:
+        raise ValueError(f"{index}: none of its {len(rows)} videos is usable")
+    if len(kept) == len(rows):
+        return Path(index)
+    stem = Path(index).stem.removesuffix(".checked")
+    return _write(pd.DataFrame(kept, columns=header), Path(index).with_name(f"{stem}.checked.csv"))
+
+
+def read_fields(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+    """Where, and the fields of each line that is not blank."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a BOM
+            lines = csv.reader(file, delimiter=delimiter)
+            yield from ((f"{path}, line {lines.line_num}", fields) for fields in lines if fields)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+
+
+def _write(table: pd.DataFrame, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")
+    table.to_csv(partial, index=False)
+    os.replace(partial, path)
+    return path

@@ -1,0 +1,219 @@
+"""Rows find their videos in a folder, however it spells them, and what is missing is told."""
+
+from __future__ import annotations
+
+import os
+
+import pandas as pd
+import pytest
+
+from s2dlib.data import class_names, read_csv
+from s2dlib.index import (
+    Row,
+    list_videos,
+    make_index,
+    missing_of,
+    read_missing,
+    write_checked,
+    write_index,
+)
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def row(name, label="wave", split="train", where="a.txt, line 1"):
+    return Row((name,) if isinstance(name, str) else name, label, split, where)
+
+
+def paths(folder, *names, **options):
+    """The paths found for some names, each of a class of its own."""
+    rows = [row(name, label=f"class {i}") for i, name in enumerate(names)]
+    return make_index(rows, folder, **options)[0]["path"].tolist()
+
+
+# The folder
+
+
+def test_videos_are_files_by_suffix_and_folders_that_hold_frames_alone(tmp_path):
+    touch(tmp_path, "a.mp4", "b/c.MKV", "b/c.jpg", "b/notes.txt", "d e/00001.jpg", "d e/00002.jpg")
+    touch(tmp_path, "f/1/img_1.png", "f/cover.jpg", "empty/x.part", ".hidden/a.mp4", "._a.mp4")
+    assert list_videos(tmp_path) == ["a.mp4", "b/c.MKV", "d e", "f/1"]
+
+
+def test_links_are_followed_and_a_loop_ends(tmp_path):
+    touch(tmp_path, "disk/wave/a.mp4")
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / "train").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "wave" / "up").symlink_to(tmp_path / "disk")
+    found = list_videos(videos)
+    assert found[-1] == "train/wave/a.mp4" and len(found) <= 2
+
+
+def test_no_file_is_asked_for_by_itself(tmp_path, monkeypatch):
+    touch(tmp_path, *(f"class {i}/{i}.mp4" for i in range(5)))
+    asked = []
+    for name in ("stat", "lstat"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, _real=real, **k: (asked.append(a), _real(*a, **k)))
+    assert len(paths(tmp_path, *(str(i) for i in range(5)))) == 5
+    monkeypatch.undo()
+    assert asked == []
+
+
+# The look-up
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        "b 1/x.avi",  # as it lies there
+        "b 1/x",
+        "b_1/x.mp4",  # another suffix, another spelling of the class
+        "B (1)/x",
+        "/far/frames/b 1/x",  # a longer path
+        "C:\\frames\\b 1\\x.avi",
+        "./b 1/x/",
+        "x",  # a shorter one
+    ],
+)
+def test_a_listed_path_fits_the_file_whose_path_agrees_as_far_as_both_go(tmp_path, listed):
+    touch(tmp_path, "b 1/x.avi", "c/y.avi")
+    assert paths(tmp_path, listed) == ["b 1/x.avi"]
+
+
+def test_a_video_of_the_same_name_in_another_class_is_not_taken_for_it(tmp_path):
+    touch(tmp_path, "clap/001.avi", "wave/002.avi")
+    table, _ = make_index([row("wave/001"), row("wave/002")], tmp_path)
+    assert table["path"].tolist() == [None, "wave/002.avi"]
+
+
+def test_names_are_told_apart_by_case_and_punctuation(tmp_path):
+    touch(tmp_path, "ab-C.mp4", "ab_c.mp4", "abc.mp4")
+    assert paths(tmp_path, "ab_c", "ab-C", "ab-c") == ["ab_c.mp4", "ab-C.mp4", None]
+
+
+def test_the_likelier_name_is_taken_and_several_files_are_told(tmp_path):
+    touch(tmp_path, "x/id.mp4", "x/id_1.mp4", "y/other.mp4", "z/other.webm")
+    table, notes = make_index([row(("id_1", "id")), row("other")], tmp_path)
+    assert table["path"].tolist() == ["x/id_1.mp4", "y/other.mp4"]
+    assert notes == ["1 rows fit several files, as other: the first is taken"]
+
+
+def test_nothing_found_shows_names_expected_and_names_there(tmp_path):
+    with pytest.raises(ValueError, match="nothing found; .*like a, b; there: no video file"):
+        make_index([row("a"), row("b")], tmp_path)
+    touch(tmp_path, "x/y.mp4")
+    with pytest.raises(ValueError, match=r"like a; there: x/y\.mp4"):
+        make_index([row("a")], tmp_path)
+    with pytest.raises(ValueError, match="no row with a label"):
+        make_index([row("y", label="")], tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        make_index([row("y")], tmp_path / "nowhere")
+
+
+# Classes and repeated rows
+
+
+def test_classes_are_numbered_in_their_owners_order_else_sorted(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    rows = [row("a", "wave"), row("b", "clap"), row("gone", "nod")]
+    assert make_index(rows, tmp_path)[0]["label"].tolist() == [2, 0, 1]
+    table, _ = make_index(rows, tmp_path, ["wave", "walk", "Nod", "clap"])
+    assert table["label"].tolist() == [0, 3, 2] and table["label_name"][2] == "Nod"
+
+
+def test_an_index_keeps_its_number_and_gets_a_name_where_there_is_one(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    rows = [row("a", 2), row("b", 0)]
+    table, _ = make_index(rows, tmp_path)
+    assert table["label"].tolist() == [2, 0] and "label_name" not in table
+    table, _ = make_index(rows, tmp_path, ["x", "y", "z"])
+    assert table["label_name"].tolist() == ["z", "x"]
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [(2, "label must be 0 to 1, got 2"), (-1, "got -1"), ("nap", "'nap' is none of the 2 classes")],
+)
+def test_a_class_that_is_not_there_is_an_error_with_its_line(tmp_path, label, words):
+    touch(tmp_path, "a.mp4")
+    with pytest.raises(ValueError, match=f"a.txt, line 7: .*{words}"):
+        make_index([row("a", label, where="a.txt, line 7")], tmp_path, ["wave", "clap"])
+
+
+def test_rows_without_label_are_left_out_and_counted_by_file(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    rows = [row("a"), *(row("b", "", "test", f"x, y.csv, line {i}") for i in range(3))]
+    table, notes = make_index(rows, tmp_path)
+    assert len(table) == 1 and notes == ["3 rows of x, y.csv tell no label: left out"]
+
+
+def test_a_row_twice_is_dropped_and_counted(tmp_path):
+    touch(tmp_path, "a.mp4")
+    table, notes = make_index([row("a"), row("a"), row("b"), row("b"), row("a.mp4")], tmp_path)
+    assert table["name"].tolist() == ["a", "b"]
+    assert notes == ["3 rows repeat another one: dropped"]
+
+
+@pytest.mark.parametrize("name", ["a", "gone", "x/a.mp4"])
+@pytest.mark.parametrize("change", [{"label": "clap"}, {"split": "val"}])
+def test_one_video_with_two_labels_or_splits_names_both_lines(tmp_path, name, change):
+    touch(tmp_path, "x/a.mp4", "x/b.mp4")
+    first = row("gone" if name == "gone" else "x/a")
+    rows = [row("b"), first, row(name, **{"where": "b.txt, line 9"} | change)]
+    with pytest.raises(ValueError, match="b.txt, line 9: .*by a.txt, line 1"):
+        make_index(rows, tmp_path)
+
+
+# The file
+
+
+def test_the_index_is_read_back_with_paths_relative_where_the_videos_lie_below_it(tmp_path):
+    videos = touch(tmp_path / "data" / "videos", 'a "b", c.mp4', "d.mp4")
+    rows = [row('a "b", c', 'pulling, "hard"'), row("d", "größer"), row("gone", "größer", "val")]
+    table, _ = make_index(rows, videos)
+    inside = write_index(table, videos, tmp_path / "data" / "x.csv")
+    outside = write_index(table, videos, tmp_path / "other" / "x.csv")
+    assert 'videos/a ""b"", c.mp4' in inside.read_text()
+    assert pd.read_csv(outside)["path"].tolist() == [str(videos / p) for p in table["path"][:2]]
+    for index in (inside, outside):
+        read = read_csv(index)
+        assert [os.path.isfile(path) for path in read["path"]] == [True, True]
+        assert class_names(read) == ["größer", 'pulling, "hard"']
+        missing = read_missing(index)
+        assert missing[["name", "split"]].to_numpy().tolist() == [["gone", "val"]]
+    assert missing_of(inside).name == "x.missing.csv" and not list(tmp_path.rglob("*.part"))
+    assert len(read_missing(tmp_path / "none.csv")) == 0
+
+
+def test_an_index_is_not_replaced_by_a_smaller_one_unasked(tmp_path):
+    videos = touch(tmp_path, "a.mp4", "b.mp4")
+    both, one = (make_index(rows, videos)[0] for rows in ([row("a"), row("b")], [row("a")]))
+    out = write_index(both, videos, tmp_path / "x.csv")
+    before = out.read_text()
+    with pytest.raises(ValueError, match=r"x\.csv: names 2 videos, this would leave 1; --replace"):
+        write_index(one, videos, out)
+    assert out.read_text() == before and write_index(both, videos, out)
+    assert len(read_csv(write_index(one, videos, out, replace=True))) == 1
+
+
+def test_the_checked_index_lacks_the_bad_videos_and_nothing_else(tmp_path):
+    rows = ["\ufeffpath,label,split,fold", "clips/a.mp4,wave,train,1"]
+    rows += ['"b, c.mp4",nod,val,2', "/d.mp4,nod,val,3"]
+    index = tmp_path / "x.csv"
+    index.write_text("\n".join(rows), encoding="utf-8")
+    table = read_csv(index)
+    assert write_checked(index, []) == index and len(list(tmp_path.iterdir())) == 1
+    checked = write_checked(index, [table["path"][1]])
+    assert checked.name == "x.checked.csv"
+    pd.testing.assert_frame_equal(read_csv(checked), table.drop(1).reset_index(drop=True))
+    assert write_checked(checked, [table["path"][2]]) == checked and len(read_csv(checked)) == 1
+    assert missing_of(checked) == missing_of(index)
+    with pytest.raises(ValueError, match=r"x\.csv: none of its 3 videos is usable"):
+        write_checked(index, table["path"])
