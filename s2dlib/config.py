@@ -70,6 +70,7 @@ class DataConfig:
     short_side: int = 256  # pixels, before cropping
     crop: int = 224  # H = W of the raw frames, pixels
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)  # sides of the training crop / short side
+    test_crops: int = 1  # 3: both ends and the centre of the longer side, scores averaged
     flip: bool = True  # training only; not where left and right are labels
     gray: bool = False  # keep one channel; the model repeats it after sampling
     cache: str | None = None  # folder for decoded frames; None: decode each time
@@ -82,6 +83,8 @@ class DataConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.crop > self.short_side:
             raise ValueError(f"crop={self.crop} does not fit short_side={self.short_side}")
+        if self.test_crops not in (1, 3):
+            raise ValueError(f"test_crops must be 1 or 3, got {self.test_crops}")
         if not self.scales or not all(0 < s <= 1 for s in self.scales):
             raise ValueError(f"scales must lie in (0, 1], got {self.scales}")
 
@@ -245,7 +248,7 @@ _X3D_S_M = ModelConfig(
     detail_size=(16, 144, 144),
 )
 _SS_EFFICIENT = ModelConfig(n_classes=174, synopsis_size=(8, 144, 144), detail_size=(12, 144, 144))
-_KINETICS = DataConfig(csv="data/kinetics400/kinetics400.csv")
+_KINETICS = DataConfig(csv="data/kinetics400/kinetics400.csv", test_crops=3)  # Sec. 4.1
 _SSV2 = DataConfig(csv="data/ssv2/ssv2.csv", n_frames=85, flip=False)
 
 PRESETS: dict[str, Preset] = {

@@ -36,7 +36,10 @@ def read_csv(csv: str | Path) -> pd.DataFrame:
         path (absolute), label (index), split, class_name, and the other columns as text.
     """
     if not os.path.isfile(csv):
-        raise FileNotFoundError(f"{csv}: no such file; a data set is a CSV path,label,split")
+        raise FileNotFoundError(
+            f"{os.path.abspath(csv)}: no such file; a data set is a CSV path,label,split, which "
+            "python -m s2dlib.annotations makes of what its owner ships; see data/README.md"
+        )
     try:
         with open(csv, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a BOM
             reader = csv_format.DictReader(file, skipinitialspace=True)
@@ -188,6 +191,11 @@ class VideoDataset(Dataset):
         self._epoch.fill_(epoch)
 
     @property
+    def n_crops(self) -> int:
+        """Views of a video, V: all of them are in its item."""
+        return 1 if self.train else self.config.test_crops
+
+    @property
     def has_truth(self) -> bool:
         """Whether the CSV tells where each clip's detail is."""
         return self._truth is not None
@@ -200,6 +208,8 @@ class VideoDataset(Dataset):
 
         Where the CSV tells it (synthetic videos), also truth: t, duration (raw frames), size, y, x
         (raw pixels) of the clip's detail; frame and pixel r span r to r + 1. float32 (5,)
+
+        With several crops, V = n_crops, frames are (V, C, T, H, W) and truth is (V, 5).
         """
         index = range(len(self))[index]  # IndexError, and -1 is the last
         generator = None
@@ -207,9 +217,12 @@ class VideoDataset(Dataset):
             seeds = np.random.SeedSequence((self.seed, int(self._epoch), index))
             generator = Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
         frames, start = self._frames(self._paths[index], generator)  # (T, C, H, W)
-        clip, window = self._crop(frames, generator)  # (C, T, H, W)
-        item = {"frames": clip, "label": self._labels[index], "index": index}
-        return item if self._truth is None else item | {"truth": self._seen(index, start, *window)}
+        windows = self._windows(*frames.shape[-2:], generator)
+        item = {"frames": [self._crop(frames, *window) for window in windows]}  # (C, T, H, W) each
+        if self._truth is not None:
+            item["truth"] = [self._seen(index, start, *window) for window in windows]
+        item = {k: torch.stack(v) if self.n_crops > 1 else v[0] for k, v in item.items()}
+        return item | {"label": self._labels[index], "index": index}
 
     def _seen(self, index: int, start: int, side: int, y: int, x: int, flip: bool) -> Tensor:
         """The truth of a video in the frames and pixels of a clip cut out of it. (5,)"""
@@ -265,36 +278,44 @@ class VideoDataset(Dataset):
             os.replace(temporary, file)
             return np.lib.format.open_memmap(file, mode="r")
 
-    def _crop(
-        self, frames: np.ndarray, generator: Generator | None
-    ) -> tuple[Tensor, tuple[int, int, int, bool]]:
-        """A square of crop pixels a side, perhaps mirrored. (T, C, H, W) -> (C, T, crop, crop)
-
-        And where it was: its side before resizing, top, left, and whether it is mirrored.
-        """
-        side, flip, (height, width) = self.config.crop, False, frames.shape[-2:]
-        y, x = (height - side) // 2, (width - side) // 2
+    def _windows(
+        self, height: int, width: int, generator: Generator | None
+    ) -> list[tuple[int, int, int, bool]]:
+        """Which squares of the frames a clip is cut from: side, top, left, whether mirrored."""
         if generator is not None:
             scale = self.config.scales[_draw(len(self.config.scales), generator)]
             side = max(1, round(scale * self.config.short_side))
             y, x = _draw(height - side + 1, generator), _draw(width - side + 1, generator)
-            flip = self.config.flip and _draw(2, generator) == 1
+            return [(side, y, x, self.config.flip and _draw(2, generator) == 1)]
+        side = self.config.crop
+        y, x = height - side, width - side  # the last places
+        if self.n_crops == 1:
+            return [(side, y // 2, x // 2, False)]
+        if height > width:
+            return [(side, at, x // 2, False) for at in (0, y // 2, y)]
+        return [(side, y // 2, at, False) for at in (0, x // 2, x)]
+
+    def _crop(self, frames: np.ndarray, side: int, y: int, x: int, flip: bool) -> Tensor:
+        """A square of the frames at crop pixels a side. (T, C, H, W) -> (C, T, crop, crop)"""
         square = frames[:, :, y : y + side, x : x + side]  # (T, C, side, side)
         clip = torch.from_numpy(np.array(square))
         if side != self.config.crop:  # channels last halves the time
             clip = clip.contiguous(memory_format=torch.channels_last)
             clip = resize(clip, [self.config.crop] * 2, antialias=True)
-        clip = (clip.flip(-1) if flip else clip).transpose(0, 1).contiguous()
-        return clip, (side, y, x, flip)
+        return (clip.flip(-1) if flip else clip).transpose(0, 1).contiguous()
 
 
 def collate(items: list[dict[str, Tensor | int]]) -> dict[str, Tensor]:
     """One batch of clips of different length, padded with zeros in time.
 
+    Each of the V crops of a video is a clip of its own, B in all: those of a video stand together,
+    and index counts them (its row in the table times V, and on).
+
     Returns:
         frames uint8 (B, C, T_max, H, W); n_frames, label, index int64 (B,); truth float32 (B, 5),
         where the clips have one.
     """
+    items = [clip for item in items for clip in _clips(item)]
     clips = [item["frames"] for item in items]
     n_frames = torch.tensor([clip.shape[1] for clip in clips])  # (B,)
     C, _, H, W = clips[0].shape
@@ -306,3 +327,12 @@ def collate(items: list[dict[str, Tensor | int]]) -> dict[str, Tensor]:
     if "truth" in items[0]:
         batch["truth"] = torch.stack([item["truth"] for item in items])
     return batch
+
+
+def _clips(item: dict[str, Tensor | int]) -> list[dict[str, Tensor | int]]:
+    """An item of one clip for each crop of a video."""
+    if item["frames"].ndim == 4:
+        return [item]
+    V, own = len(item["frames"]), item.keys() & {"frames", "truth"}
+    number = item["index"] * V
+    return [item | {"index": number + v} | {k: item[k][v] for k in own} for v in range(V)]

@@ -169,9 +169,13 @@ def evaluate(
     amp: bool = True,
     theta: Callable[[dict[str, Tensor]], Theta | None] | None = None,
 ) -> dict[str, float]:
-    """Accuracy over a split, one centre crop of one clip a video (Sec. 4.1).
+    """Accuracy over a split, one clip a video (Sec. 4.1).
+
+    A video's scores are the mean over its crops, whose number the data set tells; losses and theta
+    are means over all crops.
 
     Args:
+        batch_size: crops at a time.
         theta: gives, for a batch, where DNet looks in place of the model's own theta.
 
     Returns:
@@ -182,7 +186,8 @@ def evaluate(
     device = torch.device(device)
     was_training = model.training
     model.to(device).eval()
-    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate)
+    n_videos = max(1, batch_size // dataset.n_crops)
+    loader = DataLoader(dataset, n_videos, num_workers=workers, collate_fn=collate)
     sums: dict[str, Tensor] = {}
     n = 0
     for batch in loader:
@@ -191,14 +196,15 @@ def evaluate(
         look = look if look is None else look.map(lambda v: v.to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=amp and device.type == "cuda"):
             out = model(batch["frames"].to(device), batch["n_frames"], look)
-        for name, value in (batch_sums(out, labels) | theta_statistics(out, batch)).items():
+        parts = batch_sums(out, labels, dataset.n_crops) | theta_statistics(out, batch)
+        for name, value in parts.items():
             sums[name] = sums.get(name, 0) + value
         n += len(labels)
     model.train(was_training)
     if n == 0:
         raise ValueError("no clips to evaluate: the split is empty")
     means = {name: value.item() / n for name, value in sums.items()}
-    result = {"n_clips": n}
+    result = {"n_clips": n // dataset.n_crops}
     for name, mean in means.items():
         if name.endswith("_2"):
             variance = mean - means[name[:-2] + "_1"] ** 2
@@ -208,12 +214,20 @@ def evaluate(
     return result
 
 
-def batch_sums(out: Output, labels: Tensor) -> dict[str, Tensor]:
-    """Hits (in percent) and losses of a batch, summed over its clips. labels: (B,). () each."""
-    sums = {f"top{k}": 100.0 * topk_hits(out.scores, labels, k).sum() for k in (1, 5)}
+def batch_sums(out: Output, labels: Tensor, n_crops: int = 1) -> dict[str, Tensor]:
+    """Hits (in percent) and losses of a batch, summed over its clips. labels: (B,). () each.
+
+    The n_crops clips of a video, which stand together, all count what their mean scores say.
+    """
+    scores = {"": out.scores}
     if out.logits is not None:
-        p = out.logits.float().softmax(dim=1)  # (B, N)
-        sums |= {f"snet_top{k}": 100.0 * topk_hits(p, labels, k).sum() for k in (1, 5)}
+        scores["snet_"] = out.logits.float().softmax(dim=1)  # p. (B, N)
+    sums = {}
+    for name, score in scores.items():
+        score = score.unflatten(0, (-1, n_crops)).mean(dim=1)  # (B / n_crops, N)
+        score = score.repeat_interleave(n_crops, dim=0)  # (B, N)
+        sums |= {f"{name}top{k}": 100.0 * topk_hits(score, labels, k).sum() for k in (1, 5)}
+    if out.logits is not None:
         sums["loss_s"] = synopsis_loss(out, labels) * len(labels)
     if out.detail_logits is not None:
         sums["loss_d"] = detail_loss(out, labels) * len(labels)

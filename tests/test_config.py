@@ -45,6 +45,7 @@ def test_an_impossible_model_is_refused_by_its_values(changes, words):
         ({"n_frames": 0}, "n_frames must be >= 1, got 0"),
         ({"frame_stride": -1}, "frame_stride must be >= 1, got -1"),
         ({"crop": 300}, "crop=300.*short_side=256"),
+        ({"test_crops": 2}, "test_crops must be 1 or 3, got 2"),
         ({"scales": ()}, r"scales.*\(\)"),
         ({"scales": [1.2]}, r"scales.*\(1.2,\)"),
     ],
@@ -82,6 +83,18 @@ def test_table_2_has_eleven_rows_and_eight_models():
 def test_an_unknown_row_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match="'a9'.*a0, a1, a2, b0, b1, b2, b3, c0, c1, c2, c3"):
         variant_of(PRESETS["synthetic"].model, "a9")
+
+
+def test_the_papers_data_sets_are_cropped_as_it_says():
+    for name, preset in PRESETS.items():
+        if "synthetic" in name or name == "videos":
+            continue
+        data, kinetics = preset.data, "kinetics400" in preset.data.csv
+        assert data.frame_stride == 2 and data.flip == ("ss" not in data.csv)
+        assert data.test_crops == (3 if kinetics else 1)
+        assert data.crop / data.short_side == pytest.approx(224 / 256, abs=0.002)
+        assert data.n_frames == 150 or "ss" in data.csv
+        assert len(data.scales) > 1  # random scale
 
 
 @pytest.mark.parametrize("name", PRESETS)

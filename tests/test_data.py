@@ -203,6 +203,45 @@ def test_without_flip_nothing_is_mirrored_and_the_other_choices_stay(config):
     assert 0 < mirrored < 8
 
 
+@pytest.mark.parametrize("size", [(64, 80), (80, 64), (64, 64)])
+def test_three_crops_lie_along_the_longer_side(config, tmp_path, make_video, size):
+    make_video(tmp_path / "c.mp4", n_frames=9, size=size)
+    config = replace(config, test_crops=3)
+    dataset = VideoDataset(config, "test", train=False)
+    video = read_frames(tmp_path / "c.mp4", range(0, 9, 2))  # (5, 3, *size)
+    height, width = size
+    ends = (0, (max(size) - 48) // 2, max(size) - 48)
+    squares = [(at, 8) if height > width else (8, at) for at in ends]
+    expected = [video[..., y : y + 48, x : x + 48].transpose(0, 1) for y, x in squares]
+    assert_close(dataset[0]["frames"], torch.stack(expected), rtol=0, atol=0)
+    one = VideoDataset(replace(config, test_crops=1), "test", train=False)[0]["frames"]
+    assert dataset[0]["frames"][1].equal(one)
+    assert VideoDataset(config, "train", train=True)[0]["frames"].ndim == 4  # one, at random
+    assert (dataset.n_crops, VideoDataset(config, "train", train=True).n_crops) == (3, 1)
+
+
+def test_in_a_batch_the_crops_of_a_video_stand_together(config):
+    dataset = VideoDataset(replace(config, test_crops=3), "train", train=False)
+    batch = collate([dataset[1], dataset[0]])  # 15 and 20 frames, at most 12
+    assert batch["frames"].shape == (6, 3, 12, 48, 48) and batch["n_frames"].tolist() == [12] * 6
+    assert batch["label"].tolist() == [0] * 3 + [2] * 3
+    assert batch["index"].tolist() == [3, 4, 5, 0, 1, 2]
+    for i, clip in zip(batch["index"].tolist(), batch["frames"], strict=True):
+        assert clip.equal(dataset[i // 3]["frames"][i % 3])
+
+
+def test_the_truth_of_each_crop_is_in_its_own_pixels(config, tmp_path):
+    csv = tmp_path / "truth.csv"
+    columns = "path,label,split,t,duration,size,y,x,side"
+    csv.write_text(f"{columns}\nc.mp4,wave,test,4,2,6,20,30,64\n")
+    config = replace(config, csv=str(csv), test_crops=3)
+    batch = collate([VideoDataset(config, "test", train=False)[0]])
+    one = VideoDataset(replace(config, test_crops=1), "test", train=False)[0]["truth"]  # (5,)
+    assert_close(batch["truth"][1], one)
+    assert (batch["truth"][:, 4] - one[4]).tolist() == [16, 0, -16]  # x; crops at 0, 16, 32
+    assert batch["truth"][:, :4].eq(one[:4]).all()
+
+
 # The same clips again
 
 

@@ -17,10 +17,11 @@ from torch.testing import assert_close
 
 from s2dlib.config import PRESETS, THETAS, DataConfig, ModelConfig, TrainConfig
 from s2dlib.data import VideoDataset, collate
-from s2dlib.model import build_model
+from s2dlib.model import Output, build_model
 from s2dlib.sampler import distance_to_truth
 from s2dlib.synthetic import write_dataset
 from s2dlib.train import (
+    batch_sums,
     batches,
     evaluate,
     fit,
@@ -432,3 +433,39 @@ def test_the_evaluation_is_what_it_says_clip_by_clip(sets):
     assert result["mu_t_mean"] == pytest.approx(sum(mu) / 5, abs=1e-5)
     assert result["mu_t_std"] == pytest.approx(torch.tensor(mu).std(correction=0).item(), abs=1e-4)
     assert not model.training
+
+
+def test_the_scores_of_a_videos_crops_are_averaged_before_they_are_counted():
+    """Two videos of three crops; by hand, the means are (.37, .4, .23) and (.2, .5, .3)."""
+    first = [[0.0, 1.0, 0.0], [0.55, 0.1, 0.35], [0.55, 0.1, 0.35]]  # one sure crop outvotes two
+    second = [[0.4, 0.3, 0.3], [0.1, 0.6, 0.3], [0.1, 0.6, 0.3]]
+    out = Output(torch.tensor(first + second), None, None, None, None, None, None, None)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    assert batch_sums(out, labels, n_crops=3)["top1"] == 100 * 3  # the second video, thrice
+    assert batch_sums(out, labels * 0 + 1, n_crops=3)["top1"] == 100 * 6
+    assert batch_sums(out, labels)["top1"] == 100 * 4  # each crop by itself
+
+
+@pytest.mark.parametrize("variant", ["a0", "a1", "a2"])
+def test_an_evaluation_with_three_crops_is_what_it_says_video_by_video(variant, data):
+    model = build_model(MODEL, variant).eval()
+    dataset = VideoDataset(replace(data, test_crops=3), "test", train=False)
+    results = [evaluate(model, dataset, batch_size=size) for size in (1, 3, 7, 32)]
+    hits, losses = [], []
+    for item in dataset:
+        with torch.no_grad():
+            outs = [model(clip[None]) for clip in item["frames"]]
+        label = torch.tensor([item["label"]])
+        mean = sum(out.scores for out in outs) / 3  # (1, N)
+        hits.append(mean.argmax().item() == item["label"])
+        logits = [out.logits if out.detail_logits is None else out.detail_logits for out in outs]
+        losses += [
+            torch.nn.functional.cross_entropy(z, label).item()
+            * (1 if variant != "a0" else out.topk_mask[0, item["label"]].item())
+            for z, out in zip(logits, outs, strict=True)
+        ]
+    for result in results:
+        assert result["n_clips"] == 5 and result["top1"] == pytest.approx(100 * sum(hits) / 5)
+        loss = result["loss_s" if variant == "a1" else "loss_d"]
+        assert loss == pytest.approx(sum(losses) / 15, abs=1e-4)
+        assert result == pytest.approx(results[0], abs=1e-4)
