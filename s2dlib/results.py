@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -303,19 +304,36 @@ def beside_paper(records: pd.DataFrame, paper: pd.DataFrame, table: str) -> pd.D
     return lines.reset_index(drop=True).join(ours.reindex(presets).reset_index(drop=True))
 
 
-def command(preset: str, variant: str = "a0", seed: int = 0, csv: str = "") -> str:
-    """The shell command that makes a run; or that its preset is yet to come."""
+def command(
+    preset: str,
+    variant: str = "a0",
+    seed: int = 0,
+    csv: str = "",
+    splits: Collection[str] = ("train", "val", "test"),
+) -> str:
+    """The shell command that makes a run; or that its preset is yet to come.
+
+    Args:
+        csv: of another data set than the preset's, or its checked index.
+        splits: that the data set has; without test, val is tested, as is usual on Kinetics and
+            Something-Something; without val, test is watched.
+    """
     if preset not in PRESETS:
         return f"(needs a preset {preset})"
     if preset == "synthetic" and not csv:
         return "make reproduce"
     row = SAME_RUN.get(variant, variant)
-    run = f"{Path(csv).stem or preset}-{row}-{seed}"
+    stem = Path(csv or PRESETS[preset].data.csv).stem.removesuffix(".checked")
+    own = stem == Path(PRESETS[preset].data.csv).stem
+    run = f"{preset if own else stem}-{row}-{seed}"
     values = {"preset": preset, "variant": row, "recipe": next(iter(PRESETS[preset].recipes))}
-    values |= {"seed": seed} | ({"csv": csv, "name": run} if csv else {})
-    words = " ".join(f"-p {name} {value}" for name, value in values.items())
+    values |= {"seed": seed} | ({"csv": csv} if csv else {}) | ({} if own else {"name": run})
+    values |= {} if "test" in splits else {"test_split": "val"}
+    values |= {} if "val" in splits else {"val_split": "test"}
+    words = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in values.items())
     notebook = "notebooks/02_train.ipynb"
-    return f"python -m s2dlib.run {notebook} results/runs/{run}/02_train.ipynb {words}"
+    executed = shlex.quote(f"results/runs/{run}/02_train.ipynb")
+    return f"python -m s2dlib.run {notebook} {executed} {words}"
 
 
 def load_run(run_dir: str | Path) -> tuple[S2DNet, dict[str, Any]]:
@@ -375,7 +393,7 @@ def looks_of(run_dir: str | Path, csv: str = "") -> pd.DataFrame:
     """
     model, config = load_run(run_dir)
     data = DataConfig(**config["data"])
-    data = replace(data, csv=csv or data.csv, cache=None if csv else data.cache)
+    data = replace(data, csv=csv or data.csv, cache=None if csv else data.cache, test_crops=1)
     looks = where_it_looks(model, VideoDataset(data, "test", train=False))
     right = 100.0 * (looks["label"] == looks["s2dnet"])
     known = {"variant": config["variant"], "seed": config["seed"], "n_frames": data.n_frames}
@@ -413,12 +431,13 @@ def controls(
         (centres on the detail, the model's own strides).
     """
     thetas, model = [], model.to(device).eval()
-    for batch in DataLoader(dataset, batch_size, collate_fn=collate):
+    n_videos = max(1, batch_size // dataset.n_crops)
+    for batch in DataLoader(dataset, n_videos, collate_fn=collate):
         out = model(batch["frames"].to(device), batch["n_frames"])
         thetas.append(out.theta.map(torch.Tensor.cpu))
     own = Theta(**{k: torch.cat([vars(t)[k] for t in thetas]) for k in vars(thetas[0])})
     mean = own.map(lambda v: v.mean(dim=0, keepdim=True).expand_as(v))
-    another = own.map(lambda v: v.roll(1, dims=0))  # no clip keeps its own; clips are shuffled
+    another = own.map(lambda v: v.roll(dataset.n_crops, dims=0))  # no video keeps its own
 
     def uniform(batch: dict[str, Tensor]) -> Theta:
         extent = (batch["n_frames"], *batch["frames"].shape[-2:])

@@ -243,6 +243,12 @@ def test_the_command_of_a_run_names_its_preset_row_and_csv():
         "-p preset mini-kinetics -p variant b3 -p recipe paper -p seed 2"
     )
     assert command("videos", csv="a/mine.csv").endswith("-p csv a/mine.csv -p name mine-a0-0")
+    checked = command("mini-kinetics", csv="../my data/mini-kinetics.checked.csv")
+    assert "runs/mini-kinetics-a0-0/" in checked and checked.endswith(
+        "-p seed 0 -p csv '../my data/mini-kinetics.checked.csv'"
+    )
+    assert command("ssv2", splits=["train", "val"]).endswith("-p seed 0 -p test_split val")
+    assert command("videos", splits=["train", "test"]).endswith("-p seed 0 -p val_split test")
     assert command("no-such") == "(needs a preset no-such)"
 
 
@@ -280,20 +286,22 @@ def test_where_it_looks_is_the_same_whatever_the_batch_and_knows_no_truth_withou
     assert not test.has_truth and not {"t", "distance_t"} & set(where_it_looks(model, test).columns)
 
 
-def test_controls_exchange_theta_and_nothing_else(clips):
-    config = replace(PRESETS["synthetic"].data, csv=str(clips), cache=None)
+@pytest.mark.parametrize("n_crops", [1, 3])
+def test_controls_exchange_theta_and_nothing_else(clips, n_crops):
+    config = PRESETS["synthetic"].data
+    config = replace(config, csv=str(clips), cache=None, test_crops=n_crops)
     test = VideoDataset(config, "test", train=False)
     model = build_model("synthetic").eval()
     seen = []
     model.dnet.register_forward_pre_hook(lambda module, args: seen.append(args))
-    told = controls(model, test, batch_size=20)
+    told = controls(model, test, batch_size=20 * n_crops)
     assert list(told) == ["top1_mean", "top1_shuffled", "top1_uniform", "top1_truth"]
     assert all(0 <= value <= 100 for value in told.values())
     batch = collate([test[i] for i in range(20)])
     own = model(batch["frames"], batch["n_frames"]).theta
     thetas = [
         own.map(lambda v: v.mean(0, keepdim=True).expand_as(v)),
-        own.map(lambda v: v.roll(1, 0)),
+        own.map(lambda v: v.roll(n_crops, 0)),  # the same crop of another video
     ]
     thetas.append(frozen_theta(batch["n_frames"], 64, 64, model.config.detail_size, "full"))
     t, _, _, y, x = (v[:, None] for v in batch["truth"].unbind(1))
