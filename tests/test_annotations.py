@@ -199,6 +199,7 @@ def test_v1_is_read_from_its_csvs_and_found_as_folders_of_frames(tmp_path, write
         write("something-something-v1-test.csv", "7\n8\n"),
     ]
     classes = read_classes(write("labels.csv", "\ufeff" + "\r\n".join(CLASSES) + "\r\n"))
+    assert classes == CLASSES
     table, notes = make_index(read_something(files), tmp_path / "frames", classes)
     assert table["path"].tolist() == ["100218", None, "24413"]
     assert table["label"].tolist() == [1, 0, 1] and table["split"].tolist() == ["train"] * 2 + [
@@ -218,6 +219,13 @@ def test_v2_templates_lose_their_brackets_and_answers_are_the_test_split(tmp_pat
     ]  # fmt: skip
     classes = read_classes(write("labels.json", {CLASSES[1]: "1", CLASSES[0]: "0"}))
     assert classes == CLASSES
+    assert [row.label for row in read_something(files)] == [
+        CLASSES[1],
+        CLASSES[0],
+        "",
+        "",
+        CLASSES[1],
+    ]
     table, notes = make_index(read_something(files), tmp_path / "videos", classes)
     assert table.drop(columns="label_name").to_numpy().tolist() == [
         ["74225.webm", 1, "train", "74225"],

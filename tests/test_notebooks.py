@@ -10,6 +10,8 @@ import nbformat
 import pytest
 
 from s2dlib.config import PRESETS
+from s2dlib.data import read_csv
+from s2dlib.index import Row, make_index, write_index
 from s2dlib.model import build_model
 from s2dlib.results import write_record
 from s2dlib.run import run_notebook
@@ -150,3 +152,24 @@ def test_a_smoke_run_reaches_the_end_in_silence_and_writes_what_it_should(
         file = tmp_path / "results" / name
         assert file.is_file(), f"{name} was not written"
         assert file.suffix != ".png" or file.stat().st_size < 200_000
+
+
+def test_00_data_tells_what_is_missing_and_goes_on_without_the_bad_file(tmp_path, make_video):
+    rows = []
+    for i, split in enumerate(["train", "train", "val", "val"]):
+        rows.append(Row((f"{i}.mp4",), "wave", split, f"a.txt, line {i}"))
+        make_video(tmp_path / f"{i}.mp4", n_frames=12, size=(36, 48))
+    rows.append(Row(("gone",), "wave", "val", "a.txt, line 4"))
+    (tmp_path / "1.mp4").write_bytes(b"no video")
+    csv = write_index(make_index(rows, tmp_path)[0], tmp_path, tmp_path / "mine.csv")
+    parameters = {"preset": "videos", "csv": str(csv), "results": str(tmp_path / "results")}
+    executed = run_notebook(FOLDER / "00_data.ipynb", tmp_path / "out.ipynb", parameters)
+    printed = "".join(
+        "".join(o["text"]) for c in code_of(executed) for o in c["outputs"] if "text" in o
+    )
+    assert "val: 1 missing, as gone" in printed and "1.mp4: not a video" in printed
+    checked = tmp_path / "mine.checked.csv"
+    assert f"-p csv {checked} -p name mine-a0-0 -p test_split val" in printed.split("next: ")[1]
+    assert [path[-5:] for path in read_csv(checked)["path"]] == ["0.mp4", "2.mp4", "3.mp4"]
+    table = (tmp_path / "results" / "tables" / "data_mine.md").read_text()
+    assert "| val | 2 | 1 | 1 | 2 | 2 | 12 |" in table.replace("12.0", "12")

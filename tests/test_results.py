@@ -243,10 +243,9 @@ def test_the_command_of_a_run_names_its_preset_row_and_csv():
         "-p preset mini-kinetics -p variant b3 -p recipe paper -p seed 2"
     )
     assert command("videos", csv="a/mine.csv").endswith("-p csv a/mine.csv -p name mine-a0-0")
-    checked = command("mini-kinetics", csv="../my data/mini-kinetics.checked.csv")
-    assert "runs/mini-kinetics-a0-0/" in checked and checked.endswith(
-        "-p seed 0 -p csv '../my data/mini-kinetics.checked.csv'"
-    )
+    checked = command("x3d-s", csv="../my data/kinetics400.checked.csv")  # the preset's own
+    assert "runs/x3d-s-a0-0/" in checked
+    assert checked.endswith("-p seed 0 -p csv '../my data/kinetics400.checked.csv'")
     assert command("ssv2", splits=["train", "val"]).endswith("-p seed 0 -p test_split val")
     assert command("videos", splits=["train", "test"]).endswith("-p seed 0 -p val_split test")
     assert command("no-such") == "(needs a preset no-such)"
