@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2dlib.model import S2DNet
+from s2dlib.model import S2DNet, scale_of
 from s2dlib.sampler import check_clips
 
 PARTS = {  # name -> module
@@ -86,7 +86,7 @@ def steps(model: S2DNet, frames: Tensor) -> dict[str, Callable[[], object]]:
     n = check_clips(frames, None)
     with torch.no_grad():
         out = model.eval()(frames)
-        scale = 1.0 if frames.is_floating_point() else 1 / 255
+        scale = scale_of(frames)
         synopsis = model.normalise(out.synopsis_frames, scale)
         volume = model.normalise(out.detail_volume, scale)
     return {

@@ -32,7 +32,7 @@ class LateralFusion(nn.Module):
         C = features.shape[1]
         W_e, W_m = self.conv.weight[:, :, 0, 0, 0].split((C, context.shape[1]), dim=1)
         fused = F.linear(features.permute(0, 2, 3, 4, 1), W_e)  # three times as fast as conv3d
-        fused = fused + F.linear(context, W_m)[:, None, None, None]
+        fused = fused + F.linear(context, W_m, self.conv.bias)[:, None, None, None]
         return self.bn(fused.permute(0, 4, 1, 2, 3)).relu()
 
 

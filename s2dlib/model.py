@@ -25,7 +25,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Output:
     """All of Fig. 2 by name. What a network alone does not make is None."""
 
-    scores: Tensor  # p-hat * s; p of SNet alone, p-hat of DNet alone. (B, N)
+    scores: Tensor | None  # p-hat * s; p of SNet alone, p-hat of DNet alone. (B, N)
     logits: Tensor | None  # SNet's; softmax is p. (B, N)
     topk_mask: Tensor | None  # s. (B, N)
     theta: Theta | None
@@ -77,24 +77,38 @@ class S2DNet(nn.Module):
             ValueError: frames or n_frames of wrong shape or range (sampler.check_clips).
         """
         n_frames = check_clips(frames, n_frames)
-        scale = 1.0 if frames.is_floating_point() else 1 / 255
+        out = self.glance(frames, n_frames)
+        return out if self.dnet is None else self.look_closely(out, frames, n_frames, theta)
+
+    def glance(self, frames: Tensor, n_frames: Tensor) -> Output:
+        """SNet's part: V, p, s, theta and m; scores are p. Without SNet, the frozen theta alone."""
         extent = (n_frames, *frames.shape[-2:])
-        logits = mask = context = synopsis = volume = detail_logits = None
-        if self.snet is not None:
-            synopsis = self.synopsis_sampler(frames, n_frames)
-            logits, mask, theta_hat, context = self.snet(self.normalise(synopsis, scale), extent)
-        else:
-            theta_hat = self.frozen_theta(*extent)
+        if self.snet is None:
+            return Output(None, None, None, self.frozen_theta(*extent), None, None, None, None)
+        synopsis = self.synopsis_sampler(frames, n_frames)
+        normalised = self.normalise(synopsis, scale_of(frames))
+        logits, mask, theta, context = self.snet(normalised, extent)
         if self.dnet is None:
-            scores = logits.float().softmax(dim=1)
-            return Output(scores, logits, mask, None, None, synopsis, None, None)
-        theta = theta_hat if theta is None else theta
+            theta = context = None
+        p = logits.float().softmax(dim=1)
+        return Output(p, logits, mask, theta, context, synopsis, None, None)
+
+    def look_closely(
+        self, seen: Output, frames: Tensor, n_frames: Tensor, theta: Theta | None = None
+    ) -> Output:
+        """DNet's part, on what glance gave; arguments as of forward."""
+        theta = seen.theta if theta is None else theta
         volume = self.detail_sampler(frames, theta, n_frames)
-        detail_logits = self.dnet(self.normalise(volume, scale), context)
-        scores = detail_logits.float().softmax(dim=1)
-        if mask is not None:  # no candidate's score may underflow to that of the others, zero
-            scores = scores.clamp(min=torch.finfo(scores.dtype).tiny) * mask
-        return Output(scores, logits, mask, theta, context, synopsis, volume, detail_logits)
+        logits = self.dnet(self.normalise(volume, scale_of(frames)), seen.context)
+        scores = logits.float().softmax(dim=1)
+        if seen.topk_mask is not None:  # no candidate's score may underflow to the others' zero
+            scores = scores.clamp(min=torch.finfo(scores.dtype).tiny) * seen.topk_mask
+        return replace(seen, scores=scores, theta=theta, detail_volume=volume, detail_logits=logits)
+
+
+def scale_of(frames: Tensor) -> float:
+    """What brings raw frames into [0, 1]."""
+    return 1.0 if frames.is_floating_point() else 1 / 255
 
 
 BACKBONES = {

@@ -357,7 +357,8 @@ def where_it_looks(
     """What the full model does with each test clip: its verdicts, and where it looks.
 
     Returns:
-        A row a clip: label, snet and s2dnet (the classes they say); looks_t (mu_t T) and delta_t in
+        A row a clip: label, snet and s2dnet (the classes they say); confidence (SNet's largest
+        probability); looks_t (mu_t T) and delta_t in
         raw frames; looks_y, looks_x, delta_y, delta_x in raw pixels, of the detail frame nearest to
         the true moment (of the middle one where it is not known); and, where the truth is known,
         t, duration, size, y, x of the detail and sampler.distance_to_truth.
@@ -372,6 +373,7 @@ def where_it_looks(
         theta, extent = out.theta.map(torch.Tensor.cpu), batch["frames"].shape[-2:]
         moment = theta.mu_t * batch["n_frames"]  # (B,)
         row = {"label": batch["label"], "snet": out.logits.argmax(1).cpu()}
+        row |= {"confidence": out.logits.float().softmax(1).amax(1).cpu()}
         row |= {"s2dnet": out.scores.argmax(1).cpu(), "looks_t": moment, "delta_t": theta.delta_t}
         if "truth" in batch:
             moment = batch["truth"][:, 0]
@@ -385,8 +387,8 @@ def where_it_looks(
     return pd.concat(rows, ignore_index=True)
 
 
-def looks_of(run_dir: str | Path, csv: str = "") -> pd.DataFrame:
-    """where_it_looks of a run's model on its test split, or on that of another CSV.
+def looks_of(run_dir: str | Path, csv: str = "", split: str = "test") -> pd.DataFrame:
+    """where_it_looks of a run's model on a split of its data set, or of another CSV.
 
     Returns:
         Also variant, seed, n_frames of the clips, and right (percent: 100 or 0).
@@ -394,7 +396,7 @@ def looks_of(run_dir: str | Path, csv: str = "") -> pd.DataFrame:
     model, config = load_run(run_dir)
     data = DataConfig(**config["data"])
     data = replace(data, csv=csv or data.csv, cache=None if csv else data.cache, test_crops=1)
-    looks = where_it_looks(model, VideoDataset(data, "test", train=False))
+    looks = where_it_looks(model, VideoDataset(data, split, train=False))
     right = 100.0 * (looks["label"] == looks["s2dnet"])
     known = {"variant": config["variant"], "seed": config["seed"], "n_frames": data.n_frames}
     return looks.assign(right=right, **known)

@@ -262,6 +262,23 @@ def accuracy_cost(ax: Axes, lines: pd.DataFrame, title: str) -> Axes:
     return ax
 
 
+def exit_curve(ax: Axes, curve: pd.DataFrame, exit_at: float) -> Axes:
+    """Accuracy against mean cost over thresholds of early exit, and the threshold chosen.
+
+    Args:
+        curve: of inference.exit_curve.
+    """
+    chosen = curve[curve["exit_at"] >= exit_at].iloc[-1]
+    ax.plot(curve["gmacs"], curve["top1"], color=BLUE)
+    ring = {"ms": 11, "fillstyle": "none", "color": ORANGE}
+    ax.plot(chosen["gmacs"], chosen["top1"], "o", **ring, label=f"exit at {exit_at:.2f}")
+    ax.set_xlabel("mean multiply-adds of a clip (G)", fontsize=FONT)
+    ax.set_ylabel("top-1 (%)", fontsize=FONT)
+    ax.tick_params(labelsize=FONT)
+    ax.legend(fontsize=FONT, frameon=False)
+    return ax
+
+
 def _learned_first(table: pd.DataFrame) -> list[str]:
     """The words of the column theta, so that each kind has one colour in all figures."""
     return sorted(table["theta"].unique(), reverse=True)

@@ -105,7 +105,7 @@ PARAMETERS = {
     "00_data": ["csv"],
     "01_detail_sampler": ["csv"],
     "02_train": ["csv"],
-    "03_cost": ["runs"],
+    "03_cost": ["runs", "run"],
     "04_table2": ["runs"],
     "05_figure4": ["run"],
     "06_tables": ["runs"],

@@ -22,6 +22,7 @@ from s2dlib.viz import (
     accuracy_cost,
     boxes,
     curves,
+    exit_curve,
     figure4,
     filter_bank,
     frame_strip,
@@ -161,3 +162,13 @@ def test_accuracy_is_plotted_against_the_cost_of_all_views(ax):
     assert points["ours"][~np.isnan(points["ours"]).any(1)].tolist() == [[36.6, 50.0]]
     assert {text.get_text() for text in ax.texts} == {"TSM R50", "S2DNet MN2/R50"}
     assert ax.get_xscale() == "log"
+
+
+def test_the_curve_of_early_exits_rings_the_threshold_chosen(ax):
+    curve = pd.DataFrame(
+        {"exit_at": [2.0, 0.9, 0.5], "gmacs": [5.0, 4.0, 1.0], "top1": [80.0, 79.0, 40.0]}
+    )
+    exit_curve(ax, curve, exit_at=0.7)
+    line, ring = ax.lines
+    assert line.get_xydata().tolist() == [[5.0, 80.0], [4.0, 79.0], [1.0, 40.0]]
+    assert ring.get_xydata().tolist() == [[4.0, 79.0]]
