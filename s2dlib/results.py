@@ -487,6 +487,16 @@ def write_table(table: pd.DataFrame, stem: str | Path) -> tuple[Path, Path]:
     return csv, md
 
 
+def write_measured(table: pd.DataFrame, stem: str | Path, source: dict[str, Any]) -> None:
+    """Write a table of measurements as stem.csv and stem.md, and how it came about as stem.json.
+
+    Args:
+        source: of provenance.
+    """
+    write_table(table, stem)
+    _write(Path(f"{stem}.json"), json.dumps(source, indent=1) + "\n")
+
+
 def _cell(value: object) -> str:
     if pd.isna(value):
         return "–"

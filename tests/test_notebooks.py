@@ -131,7 +131,7 @@ WRITTEN = {
         "tables/looking-size-synthetic.csv",
         "tables/parts-synthetic.md",
     ],
-    "10_latency": ["tables/latency-cpu.csv"],
+    "10_latency": ["benchmarks/latency-cpu.csv", "benchmarks/latency-cpu.json"],
 }
 
 

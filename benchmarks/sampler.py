@@ -1,0 +1,212 @@
+"""The detail sampler: dense, banded, a loop over clips, grid_sample; against what memory allows.
+
+    python benchmarks/sampler.py                       # a CPU: one clip, a few minutes
+    python benchmarks/sampler.py --batches 1 16 64     # a GPU
+
+Ways take turns; medians. `limit` is the time to copy, at the copy bandwidth measured here, the raw
+bytes that the Gaussians reach and those of the volume: no sampler can be faster. `grid_sample` is
+the usual trilinear sampler, another function, for scale. The loop is one clip at a time in float32,
+as the authors' release does it, written for this comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s2dlib import results as records
+from s2dlib.banded import BandedVolume, band
+from s2dlib.sampler import (
+    DetailSampler,
+    Theta,
+    anchored_zoom,
+    gaussian_filters,
+    grid_centres,
+)
+
+SIZE, SIDE = (16, 112, 112), 224  # T_D, H_D, W_D; rows and columns of the raw frames
+ZOOMS = {"whole clip": (1.0, 1.0), "zoomed": (0.3, 0.6)}  # of the strides, in time and in space
+
+
+def make_theta(n: Tensor, zoom: tuple[float, float]) -> Theta:
+    """Windows at random places, each clip its own, that ask for gradients. n: (B,)"""
+    (T_D, H_D, W_D), (t, yx) = SIZE, zoom
+    a_t, a_y, a_x = torch.rand(3, len(n), device=n.device)
+    mu_t, delta_t = anchored_zoom(a_t, torch.full_like(a_t, t), n / T_D)
+    mu_y, delta_y = anchored_zoom(a_y, torch.full_like(a_t, yx), SIDE / H_D)
+    mu_x, delta_x = anchored_zoom(a_x, torch.full_like(a_t, yx), SIDE / W_D)
+    space = [v[:, None].repeat(1, T_D) for v in (mu_y, mu_x, delta_y, delta_x)]
+    return Theta(mu_t, delta_t, *space).map(lambda v: v.clone().requires_grad_())
+
+
+def centres(theta: Theta, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p_t (B, T_D), p_y (B, T_D, H_D), p_x (B, T_D, W_D)"""
+    T_D, H_D, W_D = SIZE
+    return (
+        grid_centres(theta.mu_t, theta.delta_t, T_D, n),
+        grid_centres(theta.mu_y, theta.delta_y, H_D, SIDE),
+        grid_centres(theta.mu_x, theta.delta_x, W_D, SIDE),
+    )
+
+
+def dense(frames: Tensor, theta: Theta, n: Tensor) -> Tensor:
+    return DetailSampler(SIZE, how="dense")(frames, theta, n)
+
+
+def banded(frames: Tensor, theta: Theta, n: Tensor) -> Tensor:
+    return BandedVolume.apply(frames, *centres(theta, n), n)
+
+
+def loop(frames: Tensor, theta: Theta, n: Tensor) -> Tensor:
+    """One clip after another: its frames as float, three products by the equation."""
+    volumes = []
+    for b, (p_t, p_y, p_x) in enumerate(zip(*centres(theta, n), strict=True)):
+        clip = frames[b].float()  # (C, T, H, W)
+        G_t, G_y, G_x = (
+            gaussian_filters(p, length)
+            for p, length in zip((p_t, p_y, p_x), clip.shape[1:], strict=True)
+        )
+        volume = torch.einsum("zt,cthw->czhw", G_t, clip)
+        volume = torch.einsum("zjh,czhw->czjw", G_y, volume)
+        volumes.append(torch.einsum("ziw,czjw->czji", G_x, volume))
+    return torch.stack(volumes)
+
+
+def trilinear(frames: Tensor, theta: Theta, n: Tensor) -> Tensor:
+    """grid_sample at the same centres, which reads eight neighbours of each."""
+    p_t, p_y, p_x = (2 * p / length - 1 for p, length in zip(
+        centres(theta, n), frames.shape[2:], strict=True
+    ))  # fmt: skip
+    shape = (len(p_t), *SIZE)
+    grid = torch.stack(
+        [
+            p_x[:, :, None, :].expand(shape),
+            p_y[:, :, :, None].expand(shape),
+            p_t[:, :, None, None].expand(shape),
+        ],
+        dim=-1,
+    )
+    return F.grid_sample(frames.float(), grid, padding_mode="border", align_corners=False)
+
+
+WAYS: dict[str, Callable[[Tensor, Theta, Tensor], Tensor]] = {
+    "banded": banded,
+    "dense": dense,
+    "loop over clips": loop,
+    "grid_sample": trilinear,
+}
+
+
+def reached_bytes(theta: Theta, n: Tensor, channels: int) -> int:
+    """uint8 pixels within the band of any filter, each counted once, and the float volume."""
+    p_t, p_y, p_x = (p.detach() for p in centres(theta, n))
+    total = 0
+    for b in range(len(n)):
+        sizes = []
+        for p, length in ((p_t[b], int(n[b])), (p_y[b, 0], SIDE), (p_x[b, 0], SIDE)):
+            first = band(p, length).first
+            reach = first[:, None] + torch.arange(
+                band(p, length).weights.shape[-1], device=p.device
+            )
+            sizes.append(len(reach.unique()))
+        total += channels * sizes[0] * sizes[1] * sizes[2]
+    return total + 4 * channels * len(n) * SIZE[0] * SIZE[1] * SIZE[2]
+
+
+def milliseconds(call: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def copy_bandwidth(device: str, megabytes: int) -> float:
+    """Bytes a millisecond that a copy reads and writes, together."""
+    block = torch.empty(megabytes * 2**20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(block)
+    times = [milliseconds(lambda: target.copy_(block), device) for _ in range(10)]
+    return 2 * block.numel() / statistics.median(times[2:])
+
+
+def measure(
+    B: int, T: int, zoom: str, device: str, n_runs: int, bandwidth: float, limit_gb: float
+) -> list[dict]:
+    """Forward, and forward with backward, of each way, by turns. A row a way."""
+    torch.manual_seed(0)
+    frames = torch.randint(256, (B, 3, T, SIDE, SIDE), dtype=torch.uint8, device=device)
+    n = torch.full((B,), T, device=device)
+    theta = make_theta(n, ZOOMS[zoom])
+    gradient = torch.randn(B, 3, *SIZE, device=device)
+    ways = [w for w in WAYS if w == "banded" or 16 * frames.numel() < limit_gb * 2**30]
+    times: dict[tuple[str, str], list[float]] = {}
+    peak = {}
+    for _ in range(n_runs + 1):
+        for way in ways:
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+            with torch.no_grad():
+                ms = milliseconds(lambda way=way: WAYS[way](frames, theta, n), device)
+            times.setdefault((way, "forward"), []).append(ms)
+            if device == "cuda":
+                peak[way] = (torch.cuda.max_memory_allocated() - before) / 2**20
+
+            def both(way: str = way) -> None:
+                (WAYS[way](frames, theta, n) * gradient).sum().backward()
+
+            times.setdefault((way, "forward and backward"), []).append(milliseconds(both, device))
+    limit = reached_bytes(theta, n, 3) / bandwidth
+    ms = {key: statistics.median(values[1:]) for key, values in times.items()}
+    loop_ms = {p: ms.get(("loop over clips", p), float("nan")) for _, p in ms}
+    return [
+        {"batch": B, "T": T, "zoom": zoom, "pass": what, "way": way, "ms": value,
+         "of_loop": loop_ms[what] / value, "limit_ms": limit, "of_limit": value / limit,
+         "extra_MB": peak.get(way) if what == "forward" else None}
+        for (way, what), value in ms.items()
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1])
+    parser.add_argument("--frames", type=int, nargs="+", default=[38, 75, 150, 300])
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--memory", type=float, default=60.0, help="GB that a way may take")
+    parser.add_argument("--out", help="stem of the files written; without it nothing is")
+    parser.add_argument("--smoke", action="store_true", help="one short run: what the test runs")
+    chosen = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if chosen.smoke:
+        chosen.frames, chosen.runs = [20], 1
+    bandwidth = copy_bandwidth(device, 16 if chosen.smoke else 512)
+    rows = []
+    for B in chosen.batches:
+        for T in chosen.frames:
+            for zoom in ZOOMS:
+                rows += measure(B, T, zoom, device, chosen.runs, bandwidth, chosen.memory)
+    table = pd.DataFrame(rows)
+    print(
+        f"copy bandwidth {bandwidth / 1e6:.1f} GB/s on {device}, {torch.get_num_threads()} threads"
+    )
+    print(records.as_text(table).to_string(index=False))
+    if chosen.out:
+        command = shlex.join(["python", "benchmarks/sampler.py", *sys.argv[1:]])
+        source = records.provenance(command, device, 0, f"random frames, {SIDE} x {SIDE}")
+        source["copy_bandwidth_gb_s"] = round(bandwidth / 1e6, 1)
+        records.write_measured(table, chosen.out, source)
+
+
+if __name__ == "__main__":
+    main()
