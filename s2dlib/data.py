@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import csv as csv_format
 import hashlib
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
 from s2dlib.config import DataConfig
 from s2dlib.video import ClipError, read_frames
 
+log = logging.getLogger(__name__)
+TRIES = 5  # clips tried for one place of a training batch
+MAX_FAILED = 0.1  # of a split: with more unreadable clips it is not the data set one thinks it is
 TRUTH = ("t", "duration", "size", "y", "x")  # columns of a synthetic CSV: where the detail is
 
 
@@ -180,6 +184,8 @@ class VideoDataset(Dataset):
         self._truth = None  # of each video as written, with its own side. (n, 6)
         if set(TRUTH) <= set(table.columns):
             self._truth = self.table[[*TRUTH, "side"]].to_numpy(float)
+        self.failed: dict[str, str] = {}  # path -> cause, of the last load_batches
+        self._logged: set[str] = set()
         self._epoch = torch.zeros(
             (), dtype=torch.int64
         ).share_memory_()  # persistent workers see it
@@ -223,6 +229,27 @@ class VideoDataset(Dataset):
             item["truth"] = [self._seen(index, start, *window) for window in windows]
         item = {k: torch.stack(v) if self.n_crops > 1 else v[0] for k, v in item.items()}
         return item | {"label": self._labels[index], "index": index}
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor | int | dict]]:
+        """The clips of a batch, as a DataLoader asks for them; unlike one clip, never a ClipError.
+
+        In testing an item whose video cannot be read has no frames, only failed, {path: cause}. In
+        training another clip of the split takes its place, drawn from (seed, epoch, index).
+        """
+        return [self._readable(index) for index in indices]
+
+    def _readable(self, index: int) -> dict[str, Tensor | int | dict]:
+        failed, draw = {}, np.random.default_rng((self.seed, int(self._epoch), index))
+        for _ in range(TRIES if self.train else 1):
+            try:
+                return self[index] | {"failed": failed}
+            except ClipError as error:
+                failed[error.path] = error.cause
+                index = int(draw.integers(len(self)))
+        if self.train:
+            causes = "; ".join(f"{path}: {cause}" for path, cause in failed.items())
+            raise RuntimeError(f"{TRIES} clips drawn in turn cannot be read: {causes}")
+        return {"failed": failed}
 
     def _seen(self, index: int, start: int, side: int, y: int, x: int, flip: bool) -> Tensor:
         """The truth of a video in the frames and pixels of a clip cut out of it. (5,)"""
@@ -305,7 +332,7 @@ class VideoDataset(Dataset):
         return (clip.flip(-1) if flip else clip).transpose(0, 1).contiguous()
 
 
-def collate(items: list[dict[str, Tensor | int]]) -> dict[str, Tensor]:
+def collate(items: list[dict[str, Tensor | int | dict]]) -> dict[str, Tensor | dict]:
     """One batch of clips of different length, padded with zeros in time.
 
     Each of the V crops of a video is a clip of its own, B in all: those of a video stand together,
@@ -313,8 +340,13 @@ def collate(items: list[dict[str, Tensor | int]]) -> dict[str, Tensor]:
 
     Returns:
         frames uint8 (B, C, T_max, H, W); n_frames, label, index int64 (B,); truth float32 (B, 5),
-        where the clips have one.
+        where the clips have one; failed, {path: cause} of what could not be read, which is left out
+        of the rest: nothing else is there when no clip is left.
     """
+    failed = {path: why for item in items for path, why in item.get("failed", {}).items()}
+    items = [item for item in items if "frames" in item]
+    if not items:
+        return {"failed": failed}
     items = [clip for item in items for clip in _clips(item)]
     clips = [item["frames"] for item in items]
     n_frames = torch.tensor([clip.shape[1] for clip in clips])  # (B,)
@@ -322,7 +354,7 @@ def collate(items: list[dict[str, Tensor | int]]) -> dict[str, Tensor]:
     frames = clips[0].new_zeros((len(clips), C, int(n_frames.max()), H, W))
     for row, clip in zip(frames, clips, strict=True):
         row[:, : clip.shape[1]] = clip
-    batch = {"frames": frames, "n_frames": n_frames}
+    batch = {"frames": frames, "n_frames": n_frames, "failed": failed}
     batch |= {name: torch.tensor([item[name] for item in items]) for name in ("label", "index")}
     if "truth" in items[0]:
         batch["truth"] = torch.stack([item["truth"] for item in items])
@@ -336,3 +368,40 @@ def _clips(item: dict[str, Tensor | int]) -> list[dict[str, Tensor | int]]:
     V, own = len(item["frames"]), item.keys() & {"frames", "truth"}
     number = item["index"] * V
     return [item | {"index": number + v} | {k: item[k][v] for k in own} for v in range(V)]
+
+
+def load_batches(
+    dataset: VideoDataset,
+    batch_size: int = 1,
+    workers: int = 0,
+    steps: list[list[int]] | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of the clips that can be read; dataset.failed tells which cannot, and why.
+
+    Args:
+        dataset: in training an unreadable clip is replaced by another, in testing it is left out.
+        batch_size: clips a batch (crops, where videos have several), in the data set's order.
+        workers: processes that load.
+        steps: the clips of each batch instead.
+
+    Raises:
+        RuntimeError: more than MAX_FAILED of the clips cannot be read, or TRIES of them in turn.
+    """
+    videos = max(1, batch_size // dataset.n_crops)
+    how = {"batch_sampler": steps} if steps is not None else {"batch_size": videos}
+    dataset.failed = {}
+    for batch in DataLoader(dataset, num_workers=workers, collate_fn=collate, **how):
+        dataset.failed |= batch.pop("failed")
+        for path in dataset.failed.keys() - dataset._logged:
+            done = "another clip takes its place" if dataset.train else "left out"
+            log.warning("%s: %s; %s", path, dataset.failed[path], done)
+            dataset._logged.add(path)
+        n, some = len(dataset.failed), list(dataset.failed.items())[:5]
+        if n > MAX_FAILED * len(dataset):
+            raise RuntimeError(
+                f"{n} of {len(dataset)} clips cannot be read so far, more than {MAX_FAILED:.0%}: "
+                + "; ".join(f"{path}: {cause}" for path, cause in some)
+                + "; notebook 00_data checks every file"
+            )
+        if batch:
+            yield batch

@@ -24,10 +24,9 @@ import torch
 from safetensors.torch import load_file
 from scipy import stats
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from s2dlib.config import PRESETS, SAME_RUN, DataConfig, ModelConfig
-from s2dlib.data import TRUTH, VideoDataset, collate
+from s2dlib.data import TRUTH, VideoDataset, load_batches
 from s2dlib.model import S2DNet, build_model
 from s2dlib.sampler import Theta, distance_to_truth, frozen_theta, nearest_detail_frame
 from s2dlib.train import WEIGHTS, evaluate
@@ -368,7 +367,7 @@ def where_it_looks(
             "expected SNet and DNet: rows a1 and a2 of Table 2 look nowhere by themselves"
         )
     model, rows, size = model.to(device).eval(), [], model.config.detail_size
-    for batch in DataLoader(dataset, batch_size, collate_fn=collate):
+    for batch in load_batches(dataset, batch_size):
         out = model(batch["frames"].to(device), batch["n_frames"])
         theta, extent = out.theta.map(torch.Tensor.cpu), batch["frames"].shape[-2:]
         moment = theta.mu_t * batch["n_frames"]  # (B,)
@@ -432,12 +431,14 @@ def controls(
         Percent: top1_mean, top1_shuffled, top1_uniform, and, where the truth is known, top1_truth
         (centres on the detail, the model's own strides).
     """
-    thetas, model = [], model.to(device).eval()
-    n_videos = max(1, batch_size // dataset.n_crops)
-    for batch in DataLoader(dataset, n_videos, collate_fn=collate):
+    thetas, indices, model = [], [], model.to(device).eval()
+    for batch in load_batches(dataset, batch_size):
         out = model(batch["frames"].to(device), batch["n_frames"])
+        indices.append(batch["index"])
         thetas.append(out.theta.map(torch.Tensor.cpu))
     own = Theta(**{k: torch.cat([vars(t)[k] for t in thetas]) for k in vars(thetas[0])})
+    row = torch.zeros(len(dataset) * dataset.n_crops, dtype=torch.long)  # of a clip in own, where it could be read
+    row[torch.cat(indices)] = torch.arange(sum(map(len, indices)))
     mean = own.map(lambda v: v.mean(dim=0, keepdim=True).expand_as(v))
     another = own.map(lambda v: v.roll(dataset.n_crops, dims=0))  # no video keeps its own
 
@@ -446,15 +447,15 @@ def controls(
         return frozen_theta(*extent, model.config.detail_size, "full")
 
     def true_centres(batch: dict[str, Tensor]) -> Theta:
-        theta = own.map(lambda v: v[batch["index"]])
+        theta = own.map(lambda v: v[row[batch["index"]]])
         t, _, _, y, x = batch["truth"].unbind(1)  # (B,) each
         n, (H, W) = batch["n_frames"], batch["frames"].shape[-2:]
         mu_y, mu_x = (v[:, None].expand_as(theta.mu_y) for v in (y / H, x / W))
         return replace(theta, mu_t=t / n, mu_y=mu_y, mu_x=mu_x)
 
     looks = {
-        "mean": lambda batch: mean.map(lambda v: v[batch["index"]]),
-        "shuffled": lambda batch: another.map(lambda v: v[batch["index"]]),
+        "mean": lambda batch: mean.map(lambda v: v[row[batch["index"]]]),
+        "shuffled": lambda batch: another.map(lambda v: v[row[batch["index"]]]),
         "uniform": uniform,
     }
     if dataset.has_truth:

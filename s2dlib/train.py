@@ -25,11 +25,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from s2dlib.config import TrainConfig
-from s2dlib.data import VideoDataset, collate
+from s2dlib.data import VideoDataset, load_batches
 from s2dlib.losses import detail_loss, s2d_loss, synopsis_loss
 from s2dlib.metrics import topk_hits
 from s2dlib.model import Output, S2DNet
@@ -180,17 +179,16 @@ def evaluate(
 
     Returns:
         top1, top5, snet_top1, snet_top5 (percent; SNet's where there is one), loss_s, loss_d,
-        n_clips, mean and standard deviation over clips of each parameter of theta, and, where the
-        clips' truth is known, the mean of each of sampler.distance_to_truth.
+        n_clips, n_failed (unreadable, left out of all averages), mean and standard deviation over
+        clips of each parameter of theta, and, where the clips' truth is known, the mean of each of
+        sampler.distance_to_truth.
     """
     device = torch.device(device)
     was_training = model.training
     model.to(device).eval()
-    n_videos = max(1, batch_size // dataset.n_crops)
-    loader = DataLoader(dataset, n_videos, num_workers=workers, collate_fn=collate)
     sums: dict[str, Tensor] = {}
     n = 0
-    for batch in loader:
+    for batch in load_batches(dataset, batch_size, workers):
         labels = batch["label"].to(device)
         look = theta(batch) if theta is not None and model.dnet is not None else None
         look = look if look is None else look.map(lambda v: v.to(device))
@@ -204,7 +202,7 @@ def evaluate(
     if n == 0:
         raise ValueError("no clips to evaluate: the split is empty")
     means = {name: value.item() / n for name, value in sums.items()}
-    result = {"n_clips": n // dataset.n_crops}
+    result = {"n_clips": n // dataset.n_crops, "n_failed": len(dataset.failed)}
     for name, mean in means.items():
         if name.endswith("_2"):
             variance = mean - means[name[:-2] + "_1"] ** 2
@@ -246,7 +244,8 @@ def train_epoch(
     """One pass over the training clips.
 
     Returns:
-        loss, loss_s, loss_d and top1 (percent), means over the clips seen, and the last rate.
+        loss, loss_s, loss_d and top1 (percent), means over the clips seen, the last rate, and
+        n_failed, clips that could not be read and whose place others took.
 
     Raises:
         FloatingPointError: a gradient is not finite; names the step, the rates and the clips.
@@ -254,14 +253,13 @@ def train_epoch(
     seed_everything(seed, epoch)
     dataset.set_epoch(epoch)
     steps = batches(len(dataset), config.batch_size, seed, epoch)
-    loader = DataLoader(
-        dataset, batch_sampler=steps, num_workers=config.workers, collate_fn=collate
-    )
+    loader = load_batches(dataset, workers=config.workers, steps=steps)
     model.train()
     sums: dict[str, Tensor] = {}
     n, factor = 0, 0.0
     # By hand a bar; under papermill, where bars are saved as widget states, the log line only.
-    bar = tqdm(loader, f"epoch {epoch + 1}", leave=False, disable="S2D_COMMAND" in os.environ)
+    quiet = "S2D_COMMAND" in os.environ
+    bar = tqdm(loader, f"epoch {epoch + 1}", total=len(steps), leave=False, disable=quiet)
     for step, batch in enumerate(bar):
         factor = learning_rate(epoch * len(steps) + step, len(steps), config)
         for group in optimizer.param_groups:
@@ -290,7 +288,8 @@ def train_epoch(
         for name, value in parts.items():
             sums[name] = sums.get(name, 0) + value
         n += len(labels)
-    return {"lr": config.lr * factor} | {name: float(value) / n for name, value in sums.items()}
+    means = {name: float(value) / n for name, value in sums.items()}
+    return {"lr": config.lr * factor, **means, "n_failed": len(dataset.failed)}
 
 
 def fit(

@@ -13,7 +13,15 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
 from s2dlib.config import DataConfig
-from s2dlib.data import VideoDataset, choose_frames, class_names, collate, load_clip, read_csv
+from s2dlib.data import (
+    VideoDataset,
+    choose_frames,
+    class_names,
+    collate,
+    load_batches,
+    load_clip,
+    read_csv,
+)
 from s2dlib.video import ClipError, read_frames
 
 ROWS = [("a.mp4", "wave", "train"), ("b.mp4", "clap", "train"), ("c.mp4", "nod", "test")]
@@ -306,11 +314,74 @@ def test_a_video_that_changes_is_decoded_again_and_one_that_goes_is_an_error(
         dataset[0]
 
 
-def test_a_clip_error_in_a_worker_names_the_file(config, tmp_path):
-    (tmp_path / "c.mp4").write_bytes(b"")
-    loader = DataLoader(VideoDataset(config, "test", train=False), num_workers=1)
-    with pytest.raises(RuntimeError, match=r"c\.mp4: the file is empty"):
-        next(iter(loader))
+# What cannot be read
+
+
+@pytest.fixture
+def dataset(tmp_path, make_video):
+    """dataset(bad, train): 20 videos of 10 to 29 frames, of which those in bad cannot be read."""
+
+    def make(bad, train):
+        rows = ["path,label,split"]
+        for i in range(20):
+            path = make_video(tmp_path / f"{i}.mp4", n_frames=10 + i)
+            rows.append(f"{i}.mp4,{i % 3},all")
+            if i in bad:
+                path.write_bytes(b"")
+        csv = write_csv(tmp_path / "videos.csv", "\n".join(rows))
+        config = DataConfig(csv=str(csv), n_frames=40, frame_stride=1, short_side=64, crop=48)
+        return VideoDataset(config, "all", train, seed=1)
+
+    return make
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_in_testing_a_clip_that_cannot_be_read_is_left_out(dataset, tmp_path, caplog, workers):
+    dataset = dataset({4, 7}, train=False)
+    cause = {str(tmp_path / f"{i}.mp4"): "the file is empty (0 bytes)" for i in (4, 7)}
+    for _ in range(2):
+        index = [i for batch in load_batches(dataset, 1, workers) for i in batch["index"].tolist()]
+        assert index == [i for i in range(20) if i not in (4, 7)] and dataset.failed == cause
+    assert [record.message for record in caplog.records] == [
+        f"{path}: the file is empty (0 bytes); left out" for path in cause
+    ]  # once, not in each pass
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_in_training_another_clip_takes_the_place_of_one_that_cannot_be_read(
+    dataset, tmp_path, caplog, workers
+):
+    dataset, steps = dataset({4, 7}, train=True), [[0, 4], [7, 1], [2, 3]]
+    seen = []
+    for epoch in (0, 1, 0):
+        dataset.set_epoch(epoch)
+        batches = list(load_batches(dataset, workers=workers, steps=steps))
+        index = torch.stack([batch["index"] for batch in batches])  # (3, 2)
+        assert index[:, 0].tolist()[::2] == [0, 2] and index[1:, 1].tolist() == [1, 3]
+        for batch in batches:  # the video there is the one that index names
+            assert (batch["n_frames"] == 10 + batch["index"]).all()
+            assert (batch["label"] == batch["index"] % 3).all()
+        assert set(dataset.failed) == {str(tmp_path / f"{i}.mp4") for i in (4, 7)}
+        seen.append(index.tolist())
+    assert seen[0] == seen[2] != seen[1]
+    assert len(caplog.records) == 2 and "another clip takes its place" in caplog.text
+
+
+def test_too_many_unreadable_clips_are_an_error_that_names_some(dataset):
+    with pytest.raises(RuntimeError, match=r"3 of 20 clips .* more than 10%: .*0\.mp4: .*0 bytes"):
+        list(load_batches(dataset({0, 1, 2}, train=False)))
+
+
+def test_in_training_a_split_of_which_nothing_can_be_read_is_an_error(dataset):
+    dataset = dataset(set(range(20)), train=True)
+    with pytest.raises(RuntimeError, match=r"5 clips drawn in turn .*\.mp4: the file is empty"):
+        list(load_batches(dataset, steps=[[0, 1]]))
+
+
+def test_one_clip_asked_for_by_hand_is_an_error_of_its_own(dataset):
+    for train in (False, True):
+        with pytest.raises(ClipError, match=r"4\.mp4: the file is empty"):
+            dataset({4}, train)[4]
 
 
 # Batches
@@ -330,3 +401,8 @@ def test_clips_of_different_length_are_padded_with_zeros():
         [300, 300, 300, 300, 300],
         [60, 0, 0, 0, 0],
     ]
+
+
+def test_a_batch_without_a_clip_holds_only_why():
+    failed = [{"failed": {"a.mp4": "no such file"}}, {"failed": {"b.mp4": "not a file"}}]
+    assert collate(failed) == {"failed": {"a.mp4": "no such file", "b.mp4": "not a file"}}

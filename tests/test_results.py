@@ -285,6 +285,22 @@ def test_where_it_looks_is_the_same_whatever_the_batch_and_knows_no_truth_withou
     assert not test.has_truth and not {"t", "distance_t"} & set(where_it_looks(model, test).columns)
 
 
+def test_controls_give_each_clip_its_theta_when_one_cannot_be_read(clips):
+    model, told = build_model("synthetic").eval(), []
+    model.dnet.register_forward_pre_hook(lambda module, args: told[-1].append(args[0]))
+    text = Path(clips).read_text().splitlines()
+    bad = next(i for i, line in enumerate(text) if ",test," in f"{line},")
+    lines = [line.replace(",test", ",none") if i == bad else line for i, line in enumerate(text)]
+    for rows in (text, lines):  # a video that is not there, and a table without it
+        csv = Path(clips).with_name("some.csv")
+        csv.write_text("\n".join(rows).replace(text[bad].split(",")[0], "gone.mp4"))
+        config = replace(PRESETS["synthetic"].data, csv=str(csv), cache=None)
+        told.append([])
+        controls(model, VideoDataset(config, "test", train=False), batch_size=50)
+    for volume, expected in zip(*told, strict=True):
+        assert_close(volume, expected)
+
+
 @pytest.mark.parametrize("n_crops", [1, 3])
 def test_controls_exchange_theta_and_nothing_else(clips, n_crops):
     config = PRESETS["synthetic"].data

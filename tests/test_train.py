@@ -479,3 +479,27 @@ def test_an_evaluation_with_three_crops_is_what_it_says_video_by_video(variant, 
 def logits_of(out):
     """Of the network that decides. (B, N)"""
     return out.logits if out.detail_logits is None else out.detail_logits
+
+
+def test_clips_that_cannot_be_read_are_counted_and_change_no_other_clip(tmp_path, make_video):
+    lines = ["path,label,split"]
+    for i in range(24):
+        make_video(tmp_path / f"{i}.mp4", n_frames=8, size=(32, 40))
+        lines.append(f"{i}.mp4,{i % 4},{'train' if i < 12 else 'test'}")
+    (tmp_path / "videos.csv").write_text("\n".join(lines))
+    (tmp_path / "less.csv").write_text("\n".join(line for line in lines if line[:3] != "15."))
+    data = DataConfig(
+        csv=str(tmp_path / "videos.csv"), n_frames=6, frame_stride=1, short_side=32, crop=24,
+        scales=(0.9, 0.8), gray=True,
+    )  # fmt: skip
+    model, less = model_of(), replace(data, csv=str(tmp_path / "less.csv"))
+    expected = evaluate(model, VideoDataset(less, "test", train=False))
+    for i in (3, 15):
+        (tmp_path / f"{i}.mp4").write_bytes(b"")
+    sets = VideoDataset(data, "train", train=True), VideoDataset(data, "test", train=False)
+    result = evaluate(model, sets[1], batch_size=1)
+    assert (result.pop("n_failed"), expected.pop("n_failed")) == (1, 0)
+    assert result == pytest.approx(expected, abs=1e-4) and result["n_clips"] == 11
+    config = replace(TRAIN, epochs=1, batch_size=4)
+    row = fit(model, *sets, config, run_dir=tmp_path / "run")[0]
+    assert (row["train_n_failed"], row["val_n_failed"], row["val_n_clips"]) == (1, 1, 11)
