@@ -384,6 +384,22 @@ def test_one_clip_asked_for_by_hand_is_an_error_of_its_own(dataset):
             dataset({4}, train)[4]
 
 
+def test_a_worker_does_not_grow_with_the_clips_it_has_read(tmp_path, make_video):
+    make_video(tmp_path / "a.mp4", n_frames=60, size=(144, 160))
+    csv = write_csv(tmp_path / "videos.csv", "path,label,split\na.mp4,0,all")
+    data = DataConfig(csv=str(csv), n_frames=60, frame_stride=1, short_side=256, crop=224)
+
+    class Sizes(VideoDataset):
+        def __getitem__(self, index):
+            pages = int(open("/proc/self/statm").read().split()[1])
+            return super().__getitem__(0) | {"label": pages * 4096 // 10**6}
+
+    dataset = Sizes(data, "all", train=False)
+    steps = [[0]] * 40
+    sizes = [batch["label"].item() for batch in load_batches(dataset, workers=1, steps=steps)]
+    assert max(sizes[20:]) < sizes[10] + 40  # MB; a clip is 9, its uncropped frames 13
+
+
 # Batches
 
 
