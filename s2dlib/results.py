@@ -437,7 +437,8 @@ def controls(
         indices.append(batch["index"])
         thetas.append(out.theta.map(torch.Tensor.cpu))
     own = Theta(**{k: torch.cat([vars(t)[k] for t in thetas]) for k in vars(thetas[0])})
-    row = torch.zeros(len(dataset) * dataset.n_crops, dtype=torch.long)  # of a clip in own, where it could be read
+    n_clips = len(dataset) * dataset.n_crops
+    row = torch.zeros(n_clips, dtype=torch.long)  # of a clip in own, where it could be read
     row[torch.cat(indices)] = torch.arange(sum(map(len, indices)))
     mean = own.map(lambda v: v.mean(dim=0, keepdim=True).expand_as(v))
     another = own.map(lambda v: v.roll(dataset.n_crops, dims=0))  # no video keeps its own
