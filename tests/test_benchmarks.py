@@ -1,4 +1,4 @@
-"""Benchmarks run, and time ways that load the same frames."""
+"""Benchmarks run, and time ways that give the same frames and volumes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import loading  # noqa: E402
+import models  # noqa: E402
+import sampler  # noqa: E402
 
 
 def test_every_way_of_loading_gives_the_same_clip(tmp_path):
@@ -43,3 +45,36 @@ def test_a_long_run_reports_its_memory_in_steps(tmp_path):
     rows = loading.soak(tmp_path, 20)
     assert [row["measure"] for row in rows] == [f"soak, {n} clips" for n in range(2, 21, 2)]
     assert all(row["median"] > 50 for row in rows)
+
+
+def test_the_ways_of_sampling_that_are_timed_give_the_same_volume():
+    frames = torch.randint(256, (2, 3, 20, sampler.SIDE, sampler.SIDE), dtype=torch.uint8)
+    n = torch.tensor([20, 20])
+    theta = sampler.make_theta(n, sampler.ZOOMS["zoomed"])
+    with torch.no_grad():
+        expected = sampler.dense(frames, theta, n)
+        for way in (sampler.banded, sampler.loop):
+            torch.testing.assert_close(way(frames, theta, n), expected, atol=2e-3, rtol=0)
+        t, y, x = (torch.arange(length).float() for length in (20, 224, 224))
+        ramp = (5 * t[:, None, None] + y[:, None] + 2 * x).expand(2, 3, -1, -1, -1)
+        linear = sampler.trilinear(ramp, theta, n)  # another filter, at the same places
+        assert (linear - sampler.dense(ramp, theta, n)).abs().median() < 0.2
+    reached = sampler.reached_bytes(theta, n, 3) - 4 * 2 * 3 * 16 * 112 * 112
+    assert 0 < reached < frames.numel()
+
+
+def test_the_benchmark_of_the_sampler_writes_its_table_with_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sampler.py", "--smoke", "--out", str(tmp_path / "sampler")])
+    sampler.main()
+    table = pd.read_csv(tmp_path / "sampler.csv")
+    assert set(table["way"]) == set(sampler.WAYS) and (table["of_limit"] > 0).all()
+    loop = table[table["way"] == "loop over clips"]
+    assert (loop["of_loop"] == 1).all()
+    assert '"command": "python benchmarks/sampler.py' in (tmp_path / "sampler.json").read_text()
+
+
+def test_the_benchmark_of_models_times_each_way_beside_s2dnet(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["models.py", "--smoke", "--out", str(tmp_path / "models")])
+    models.main()
+    table = pd.read_csv(tmp_path / "models.csv")
+    assert table["how"].tolist() == ["plain", "folded"] and (table["ratio"] == 1).all()
