@@ -110,6 +110,7 @@ def launch(job: dict[str, Any], run_dir: Path, processes: int) -> None:
     threads = max(1, torch.get_num_threads() // processes)
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"PYTHONUNBUFFERED": "1"}
     last: deque[str] = deque(maxlen=40)
+    errors = []  # as train.main words them; torchrun says more, and later
     with subprocess.Popen(
         command,
         env=environment,
@@ -120,10 +121,11 @@ def launch(job: dict[str, Any], run_dir: Path, processes: int) -> None:
         try:
             for line in child.stdout:
                 last.append(line)
+                errors += [line] if line.startswith("error: ") else []
                 log.info(line.rstrip("\n"))
         finally:
             if child.poll() is None and sys.exc_info()[0] is not None:  # Ctrl-C in the notebook
                 child.terminate()
     if child.returncode:
-        errors = [line for line in last if line.startswith("error: ")] or list(last)
-        raise RuntimeError(f"training in {processes} processes failed: {''.join(errors).strip()}")
+        text = "".join(errors or last).strip()
+        raise RuntimeError(f"training in {processes} processes failed: {text}")

@@ -9,6 +9,7 @@ so that a run that was killed and resumed is, bit for bit, the run that was not.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import logging
 import math
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
@@ -536,8 +536,9 @@ def fit_in_processes(
     job |= {"device": device.type, "tensorboard": tensorboard}
     launch(job, run_dir, processes)
     model.load_state_dict(load_file(run_dir / WEIGHTS))
-    table = pd.read_csv(run_dir / "history.csv", float_precision="round_trip")
-    return [row.dropna().to_dict() for _, row in table.astype(object).iterrows()]
+    with (run_dir / "history.csv").open(newline="") as file:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return [row | {"epoch": int(row["epoch"])} for row in rows]
 
 
 def main() -> None:

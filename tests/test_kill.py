@@ -71,5 +71,6 @@ def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(tmp_path):
                 in_writing += (run / "checkpoints" / "partial").exists()
                 resumed += any(run.glob("checkpoints/epoch-*"))
         same(run, tmp_path / "whole")
-    print(f"\nof {seconds:.1f} s each: {kills} kills of {runs} runs, {resumed} after a checkpoint, {in_writing} in one")
+    print(f"\n{kills} kills of {runs} runs of {seconds:.1f} s: ", end="")
+    print(f"{resumed} after a first checkpoint, {in_writing} while one was being written")
     assert resumed
