@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -49,6 +49,9 @@ from s2dlib.metrics import topk_hits
 from s2dlib.model import Output, S2DNet, build_model
 from s2dlib.parallel import everyones, launch, place, share, together, total
 from s2dlib.sampler import Theta, distance_to_truth, random_theta, true_theta
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
@@ -445,6 +448,7 @@ def fit(
         return fit_in_processes(
             model, train_set, val_set, config, run_dir, seed, device, processes, tensorboard
         )
+    curves = open_tensorboard(run_dir) if tensorboard and rank == 0 else None
     model.to(device)
     optimizer = make_optimizer(model, config)
     train = {name: value for name, value in asdict(config).items() if name not in HOW}
@@ -488,16 +492,18 @@ def fit(
                 f"train top-1 {row['train_top1']:.1f}  "
                 f"val top-1 {row.get('val_top1', math.nan):.1f}  {row['seconds']:.0f} s"
             )
-            if tensorboard and rank == 0:
-                write_tensorboard(run_dir, row)
+            if curves is not None:
+                for name, value in row.items():
+                    curves.add_scalar(name.replace("_", "/", 1), value, epoch + 1)
+                curves.flush()
         if rank == 0:
             write_history(run_dir, history)  # a kill may have come between a checkpoint and it
             write_weights(model, run_dir / WEIGHTS)
     return history
 
 
-def write_tensorboard(run_dir: Path, row: dict[str, float]) -> None:
-    """Add an epoch's numbers to run_dir/tensorboard; one epoch is a file, so a resume adds none.
+def open_tensorboard(run_dir: Path) -> SummaryWriter:
+    """A writer to run_dir/tensorboard; a run that goes on adds a file with its later epochs.
 
     Raises:
         ImportError: TensorBoard is not installed.
@@ -505,10 +511,9 @@ def write_tensorboard(run_dir: Path, row: dict[str, float]) -> None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError("tensorboard=True needs TensorBoard: pip install tensorboard") from error
-    with SummaryWriter(str(run_dir / "tensorboard")) as writer:
-        for name, value in row.items():
-            writer.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+        how = "pip install s2dlib[tensorboard]"
+        raise ImportError(f"tensorboard=True needs TensorBoard: {how}") from error
+    return SummaryWriter(str(run_dir / "tensorboard"))
 
 
 def fit_in_processes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import replace
 from functools import partial
@@ -435,6 +436,19 @@ def test_the_recipes_of_the_paper_settings_have_the_rates_of_their_sources(prese
 def test_batches_of_one_clip_are_refused(sets, tmp_path):
     with pytest.raises(ValueError, match=r"got 8 training clips and batch_size=1"):
         fit(model_of(), *sets, replace(TRAIN, batch_size=1), run_dir=tmp_path / "run")
+
+
+def test_tensorboard_gets_the_history_or_is_asked_for(sets, tmp_path):
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(ImportError, match=r"pip install s2dlib\[tensorboard\]"):
+            fit(model_of(), *sets, TRAIN, run_dir=tmp_path / "run", tensorboard=True)
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = fit(model_of(), *sets, TRAIN, run_dir=tmp_path / "run", tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    seen = [event.value for event in events.Scalars("val/top1")]
+    assert seen == pytest.approx([row["val_top1"] for row in history])
 
 
 # evaluate
