@@ -300,9 +300,8 @@ def train_epoch(
         for clips in steps[first:]
         for i in range(config.accumulate)
     ]
-    loader = iter(
-        DataLoader(dataset, batch_sampler=parts, num_workers=config.workers, collate_fn=collate)
-    )
+    how = {"num_workers": config.workers, "pin_memory": device.type == "cuda"}
+    loader = iter(DataLoader(dataset, batch_sampler=parts, collate_fn=collate, **how))
     torch.empty((), dtype=torch.int64).random_()  # older versions drew it; their records repeat
     sums: dict[str, Tensor] = {}
     n, factor, elapsed = 0, 0.0, 0.0
@@ -360,8 +359,8 @@ def backward(
     weight: float,
 ) -> tuple[Output, dict[str, Tensor]]:
     """Add the gradients of a batch's loss, times weight. Returns output, and sums over clips."""
-    frames, labels = batch["frames"].to(device), batch["label"].to(device)
-    theta = theta_to_use(model, batch, config.theta)
+    frames = batch["frames"].to(device, non_blocking=True)  # from pinned memory: no waiting
+    labels, theta = batch["label"].to(device), theta_to_use(model, batch, config.theta)
     theta = theta if theta is None else theta.map(lambda v: v.to(device))
     with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and device.type == "cuda"):
         out = net(frames, batch["n_frames"], theta)
