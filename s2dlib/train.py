@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import os
-import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
@@ -49,73 +47,12 @@ from s2dlib.metrics import topk_hits
 from s2dlib.model import Output, S2DNet, build_model
 from s2dlib.parallel import everyones, launch, place, share, together, total
 from s2dlib.sampler import Theta, distance_to_truth, random_theta, true_theta
+from s2dlib.schedule import batches, learning_rate, make_optimizer, seed_everything
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
-
-
-def seed_everything(seed: int, epoch: int = 0) -> None:
-    """Seed Python, numpy and torch (all devices) from (seed, epoch), each process differently."""
-    mixed = int(np.random.SeedSequence((seed, epoch, place()[0])).generate_state(1)[0])
-    random.seed(mixed)
-    np.random.seed(mixed)
-    torch.manual_seed(mixed)
-
-
-def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
-    """Factor of the peak rate at a step: linear warm-up, then a cosine down to final_lr."""
-    warmup = max(1, round(config.warmup_epochs * steps_per_epoch))
-    total = config.epochs * steps_per_epoch
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def make_optimizer(model: S2DNet, config: TrainConfig) -> torch.optim.Optimizer:
-    """Groups with their own rates: all else, f_theta, and its zooms, which may wait.
-
-    Each holds `peak`, the rate at the top, and `wait`, the epochs before which its rate is 0. All
-    else falls apart further where linear layers or biases have rates of their own.
-    """
-    head = None if model.snet is None else model.snet.theta_head
-    zooms = {id(p) for p in (() if head is None else head.branches.zooms())}
-    theta = {id(p) for p in (() if head is None else head.parameters())}
-    factors = {id(p): 1.0 for p in model.parameters()}
-    for layer in model.modules():
-        linear = isinstance(layer, nn.Linear)
-        if linear or isinstance(layer, nn.modules.conv._ConvNd):  # not batch norm's biases
-            for name, p in layer.named_parameters(recurse=False):
-                factors[id(p)] = config.lr_fc if linear else 1.0
-                factors[id(p)] *= config.lr_bias if name == "bias" else 1.0
-    parts: dict[tuple[int, float], list[nn.Parameter]] = {}  # by kind and rate
-    for p in model.parameters():
-        kind = (id(p) in theta) + (id(p) in zooms)
-        rate = config.lr_theta if kind else config.lr * factors[id(p)]
-        parts.setdefault((kind, rate * config.rate_scale), []).append(p)
-    groups = [
-        {"params": parts[kind, rate], "lr": rate, "peak": rate}
-        | {"wait": config.hold_zoom if kind == 2 else 0}
-        for kind, rate in sorted(parts)
-    ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-
-
-def batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The clips of each step of an epoch, in an order drawn from (seed, epoch).
-
-    An incomplete batch is left out, unless it is the only one: batch norm on a few clips misleads.
-    """
-    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-    order = torch.randperm(n, generator=generator).tolist()
-    size = min(batch_size, n)
-    return [order[i : i + size] for i in range(0, n - size + 1, size)]
 
 
 def theta_to_use(model: S2DNet, batch: dict[str, Tensor], how: str) -> Theta | None:
@@ -459,8 +396,12 @@ def fit(
         if path is not None:
             history, begun = load_checkpoint(path, model, optimizer, identity)
         net = together(model, device, unused=config.theta != "model")
-        peaks = ", ".join(f"{group['peak']:.3g}" for group in optimizer.param_groups)
-        log.info(f"{config.batch_size} clips a step over {world} processes; peak rates {peaks}")
+        scale = config.rate_scale
+        log.info(
+            f"{config.batch_size} clips a step in {world} x {config.accumulate} parts; peak lr "
+            f"{config.lr * scale:.3g} (linear layers x{config.lr_fc:g}, biases x{config.lr_bias:g})"
+            f", f_theta {config.lr_theta * scale:.3g}"
+        )
 
         def save(begun: dict[str, Any] | None = None) -> None:
             if rank == 0:
