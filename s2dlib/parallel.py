@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -53,6 +52,22 @@ def total(sums: dict[str, Tensor | float]) -> dict[str, float]:
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
+class Sum(torch.autograd.Function):
+    """Add a tensor up over all processes, whose gradients add up in turn."""
+
+    @staticmethod
+    def forward(ctx: object, value: Tensor) -> Tensor:
+        """value: (...,) in each process. Returns the sum, the same in all. (...,)"""
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        """gradient: of this process's loss. (...,) Returns that of all losses. (...,)"""
+        return Sum.forward(ctx, gradient)
+
+
 class GlobalBatchNorm(_BatchNorm):
     """Batch norm over the clips of all processes, on any device; SyncBatchNorm is for GPUs only."""
 
@@ -64,9 +79,9 @@ class GlobalBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         x = input.transpose(0, 1).flatten(1)  # (C, B ...)
-        sums = all_reduce(torch.cat((x.sum(1), x.new_tensor([x.shape[1]]))))  # (C + 1,)
+        sums = Sum.apply(torch.cat((x.sum(1), x.new_tensor([x.shape[1]]))))  # (C + 1,)
         n, mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()  # (), (C,)
-        variance = all_reduce((x - mean[:, None]).square().sum(1)) / n  # (C,)
+        variance = Sum.apply((x - mean[:, None]).square().sum(1)) / n  # (C,)
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
@@ -94,7 +109,7 @@ def together(model: nn.Module, device: torch.device, unused: bool) -> nn.Module:
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.__class__ = GlobalBatchNorm
-    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=unused)
+    return DistributedDataParallel(model, find_unused_parameters=unused)
 
 
 def launch(job: dict[str, Any], run_dir: Path, processes: int) -> None:
