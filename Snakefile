@@ -1,5 +1,5 @@
 # The graph of runs: videos -> runs of Table 2 -> tables and figures. `make reproduce` walks it here;
-# Snakemake's executor plugins (--executor slurm, kubernetes) take the same file; not tried yet.
+# on a cluster, --profile profiles/slurm or profiles/kubernetes makes each run a job of its own.
 # Each run is a notebook executed with checked parameters. Executed training notebooks are logs, so
 # that a failed run keeps its own; checkpoints lie beside the outputs, so that it resumes.
 

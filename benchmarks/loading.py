@@ -1,6 +1,6 @@
 """How fast clips load: our loader, other decoders, and frames extracted to JPEG (the authors' way).
 
-    python benchmarks/loading.py --out results/benchmarks/loading.csv
+    python benchmarks/loading.py --out results/benchmarks/loading
 
 Every way ends as the same tensor: T frames at stride 2, short side 256, centre crop 224, uint8.
 Ways take turns on one core, the child of ours with them; then workers are added. A row a measure.
@@ -9,7 +9,6 @@ Ways take turns on one core, the child of ours with them; then workers are added
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import statistics
@@ -30,7 +29,7 @@ from torchvision.transforms.v2.functional import resize
 
 from s2dlib import video
 from s2dlib.data import return_memory
-from s2dlib.results import as_text, provenance
+from s2dlib.results import as_text, provenance, write_measured
 
 N, SIZE, SHORT, CROP, STRIDE = 300, (256, 340), 256, 224, 2  # frames, pixels as stored
 QUALITY = 85  # of the JPEGs, about what FFmpeg's -q:v 2 to 5 gives
@@ -219,7 +218,7 @@ def soak(folder: Path, n: int) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--out", type=Path, help="a CSV; without it the table is only printed")
+    parser.add_argument("--out", type=Path, help="stem of the files written; without it nothing is")
     parser.add_argument("--smoke", action="store_true", help="one short round: what the test runs")
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="read N clips instead")
     arguments = parser.parse_args()
@@ -244,9 +243,7 @@ def main() -> None:
     table = pd.DataFrame(rows).round(2)
     print(as_text(table).to_string(index=False))
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        source["versions"] = json.dumps(source["versions"])
-        table.assign(**source).to_csv(arguments.out, index=False)
+        write_measured(table, arguments.out, source)
 
 
 if __name__ == "__main__":

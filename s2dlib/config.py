@@ -99,10 +99,14 @@ class TrainConfig:
     """One training stage of any row (Sec. 4.1; the paper leaves most of it open)."""
 
     epochs: int = 50
-    batch_size: int = 32
+    batch_size: int = 32  # clips of one optimizer step, over all processes
+    accumulate: int = 1  # parts of a step, one after the other; batch norm sees a part at a time
     optimizer: str = "adamw"  # or "sgd" (momentum 0.9, Nesterov)
-    lr: float = 1e-3  # at the peak, for a batch of batch_size
+    lr: float = 1e-3  # at the peak, for a step of lr_batch clips
     lr_theta: float = 1e-3  # the same, for f_theta
+    lr_batch: int = 0  # rates grow in proportion to batch_size / lr_batch; 0: as they are
+    lr_fc: float = 1.0  # linear layers outside f_theta: times lr
+    lr_bias: float = 1.0  # biases of convolutions and linear layers outside f_theta: times lr
     hold_zoom: int = 0  # epochs in which zooms keep their start, so that centres come first (D9)
     weight_decay: float = 1e-2
     warmup_epochs: float = 0.5  # linear, then a cosine
@@ -115,15 +119,22 @@ class TrainConfig:
     amp: bool = True  # bfloat16 autocast, on CUDA only
     workers: int = 0  # loader processes; 0 reads in the main process
     eval_every: int = 1  # epochs
+    checkpoint_steps: int = 0  # also within an epoch, every so many steps; 0: after each epoch
+    keep_every: int = 0  # n: checkpoints of every n-th epoch stay, beside the last two and the best
 
     def __post_init__(self) -> None:
         if self.theta not in THETAS:
             raise ValueError(f"theta must be one of {THETAS}, got {self.theta!r}")
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(f"optimizer must be adamw or sgd, got {self.optimizer!r}")
-        for name in ("epochs", "batch_size", "eval_every"):
+        for name in ("epochs", "batch_size", "accumulate", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+    @property
+    def rate_scale(self) -> float:
+        """What lr and lr_theta are multiplied by for this batch_size (the linear rule)."""
+        return self.batch_size / self.lr_batch if self.lr_batch else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +227,13 @@ _SYNTHETIC_DATA = DataConfig(
     gray=True,
     cache="data/synthetic/cache",
 )
+# The authors' release: from trained networks, theta frozen and then free at a tenth of the rate,
+# plain cross entropy with label smoothing. Its model: theta_head="fc", detach_theta=True. Stage two
+# starts from both networks of stage one (snet_from, dnet_from).
+_AUTHORS = TrainConfig(
+    optimizer="sgd", weight_decay=1e-3, lr_fc=5.0, lr_bias=2.0, final_lr=0.01, masked=False,
+    label_smoothing=0.1,
+)  # fmt: skip
 _SYNTHETIC_RECIPES = {
     # SNet alone: the start of every row.
     "snet": TrainConfig(epochs=20, lr=3e-3, eval_every=5),
@@ -228,18 +246,26 @@ _SYNTHETIC_RECIPES = {
     "truth": TrainConfig(epochs=12, lr=2e-3, lr_theta=4e-3, theta="truth", eval_every=2),
     # The paper's words: from scratch, in one stage, about as long as all stages above.
     "paper": TrainConfig(epochs=30, lr=2e-3, lr_theta=2e-3, eval_every=3),
-    # The authors' release: from trained networks, theta frozen and then free at a tenth of the
-    # rate, plain cross entropy with label smoothing. To be used with theta_head="fc", detach_theta.
-    "authors-1": TrainConfig(
-        epochs=7, optimizer="sgd", lr=2e-2, lr_theta=2e-3, weight_decay=1e-3, theta="frozen",
-        masked=False, label_smoothing=0.1, eval_every=7,
+    # The release in small: its two stages in the proportion of 40 and 80 epochs.
+    "authors-1": replace(
+        _AUTHORS, epochs=7, lr=2e-2, lr_theta=2e-3, theta="frozen", eval_every=7
     ),
-    "authors-2": TrainConfig(
-        epochs=13, optimizer="sgd", lr=2e-3, lr_theta=2e-4, weight_decay=1e-3,
-        masked=False, label_smoothing=0.1, eval_every=2,
+    "authors-2": replace(_AUTHORS, epochs=13, lr=2e-3, lr_theta=2e-4, eval_every=2),
+}  # fmt: skip
+# For days on GPUs: a kill costs some minutes, and the loader has processes of its own.
+_LONG = {"workers": 8, "checkpoint_steps": 500}
+# The paper's words: end to end, from scratch, in one stage.
+_ALONE_RECIPES = {"paper": TrainConfig(lr_batch=32, **_LONG)}
+_PAPER_RECIPES = _ALONE_RECIPES | {
+    # The release: rates per clip of the batch, warm-up of 5 epochs in each stage.
+    "authors-1": replace(
+        _AUTHORS, epochs=40, lr=1e-5, lr_theta=1e-6, lr_batch=1, warmup_epochs=5, theta="frozen",
+        **_LONG,
+    ),
+    "authors-2": replace(
+        _AUTHORS, epochs=80, lr=1e-6, lr_theta=1e-7, lr_batch=1, warmup_epochs=5, **_LONG,
     ),
 }  # fmt: skip
-_PAPER_RECIPES = {"paper": TrainConfig()}
 _X3D_S_M = ModelConfig(
     n_classes=400,
     snet="x3d-s",
@@ -324,7 +350,7 @@ PRESETS: dict[str, Preset] = {
     "tsm-r50": Preset(
         model=ModelConfig(n_classes=174, snet="resnet50", dnet=None, synopsis_size=(16, 224, 224)),
         data=_SSV2,
-        recipes=_PAPER_RECIPES,
+        recipes=_ALONE_RECIPES,
     ),
     # Table 1 and Table 4, TDN-R50: top-1 65.3, 72 G. Counted: 71.2 G
     "tdn-r50": Preset(  # 16 segments of 5 frames, almost one after another in a clip of 85
@@ -336,23 +362,23 @@ PRESETS: dict[str, Preset] = {
     "tsm-mn2": Preset(
         model=ModelConfig(n_classes=200, dnet=None),
         data=DataConfig(csv="data/mini-kinetics/mini-kinetics.csv"),
-        recipes=_PAPER_RECIPES,
+        recipes=_ALONE_RECIPES,
     ),
     # X3D at the sizes of its own paper (there 10 clips and 3 crops): top-1 73.3, 76.0, 79.1.
     "x3d-s": Preset(
         model=ModelConfig(n_classes=400, snet="x3d-s", dnet=None, synopsis_size=(13, 160, 160)),
         data=_KINETICS,
-        recipes=_PAPER_RECIPES,
+        recipes=_ALONE_RECIPES,
     ),
     "x3d-m": Preset(  # Table 1: 6.2 G
         model=ModelConfig(n_classes=400, snet="x3d-m", dnet=None, synopsis_size=(16, 256, 256)),
         data=replace(_KINETICS, short_side=292, crop=256),
-        recipes=_PAPER_RECIPES,
+        recipes=_ALONE_RECIPES,
     ),
     "x3d-xl": Preset(  # Table 1: 48 G
         model=ModelConfig(n_classes=400, snet="x3d-xl", dnet=None, synopsis_size=(16, 312, 312)),
         data=replace(_KINETICS, short_side=356, crop=312),
-        recipes=_PAPER_RECIPES,
+        recipes=_ALONE_RECIPES,
     ),
     # Videos of one's own, by a CSV: MobileNetV2 in both networks, fine-tuned on a CPU if need be.
     "videos": Preset(

@@ -11,7 +11,7 @@ import ctypes
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -385,35 +385,51 @@ def load_batches(
     dataset: VideoDataset,
     batch_size: int = 1,
     workers: int = 0,
-    steps: list[list[int]] | None = None,
+    steps: Sequence[Sequence[int]] | None = None,
+    pin_memory: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of the clips that can be read; dataset.failed tells which cannot, and why.
+
+    The loader starts at once, not with the first batch: it draws a random number.
 
     Args:
         dataset: in training an unreadable clip is replaced by another, in testing it is left out.
         batch_size: clips a batch (crops, where videos have several), in the data set's order.
         workers: processes that load.
         steps: the clips of each batch instead.
+        pin_memory: so that batches go to a GPU without waiting.
 
     Raises:
         RuntimeError: more than MAX_FAILED of the clips cannot be read, or TRIES of them in turn.
     """
     videos = max(1, batch_size // dataset.n_crops)
     how = {"batch_sampler": steps} if steps is not None else {"batch_size": videos}
+    how |= {"num_workers": workers, "worker_init_fn": return_memory, "pin_memory": pin_memory}
     dataset.failed = {}
-    how |= {"num_workers": workers, "worker_init_fn": return_memory}
-    for batch in DataLoader(dataset, collate_fn=collate, **how):
-        dataset.failed |= batch.pop("failed")
-        for path in dataset.failed.keys() - dataset._logged:
-            done = "another clip takes its place" if dataset.train else "left out"
-            log.warning("%s: %s; %s", path, dataset.failed[path], done)
-            dataset._logged.add(path)
-        n, some = len(dataset.failed), list(dataset.failed.items())[:5]
-        if n > MAX_FAILED * len(dataset):
-            raise RuntimeError(
-                f"{n} of {len(dataset)} clips cannot be read so far, more than {MAX_FAILED:.0%}: "
-                + "; ".join(f"{path}: {cause}" for path, cause in some)
-                + "; notebook 00_data checks every file"
-            )
+    return _readable(dataset, iter(DataLoader(dataset, collate_fn=collate, **how)))
+
+
+def _readable(
+    dataset: VideoDataset, batches: Iterator[dict[str, Tensor | dict]]
+) -> Iterator[dict[str, Tensor]]:
+    for batch in batches:
+        if failed := batch.pop("failed"):
+            _tell(dataset, failed)
         if batch:
             yield batch
+
+
+def _tell(dataset: VideoDataset, failed: dict[str, str]) -> None:
+    """Log what could not be read, each video once, and stop where it is too much."""
+    dataset.failed |= failed
+    for path in failed.keys() - dataset._logged:
+        done = "another clip takes its place" if dataset.train else "left out"
+        log.warning("%s: %s; %s", path, failed[path], done)
+        dataset._logged.add(path)
+    n, some = len(dataset.failed), list(dataset.failed.items())[:5]
+    if n > MAX_FAILED * len(dataset):
+        raise RuntimeError(
+            f"{n} of {len(dataset)} clips cannot be read so far, more than {MAX_FAILED:.0%}: "
+            + "; ".join(f"{path}: {cause}" for path, cause in some)
+            + "; notebook 00_data checks every file"
+        )

@@ -172,7 +172,7 @@ def interpolate(values: Tensor, at: Tensor) -> Tensor:
     """
     last = values.shape[1] - 1
     position = (at * values.shape[1] - 0.5).clamp(0, last)  # (B, T_D)
-    left = position.floor().long()
+    left = position.nan_to_num().floor().long()  # NaN is for the loss to show, not an index
     right = (left + 1).clamp(max=last)
     return torch.lerp(values.gather(1, left), values.gather(1, right), position - left)
 

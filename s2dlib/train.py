@@ -1,112 +1,57 @@
 """One training loop for every row and recipe: fit, evaluate, resume.
 
-What a kill may cost is the current epoch: after each, weights, optimizer and history are written to
-a new folder, which becomes visible by one rename. Every random choice derives from (seed, epoch),
-so a resumed run repeats what the uninterrupted one would have done.
+Every random choice derives from (seed, epoch), and what has been drawn since is in the checkpoint,
+so that a run that was killed and resumed is, bit for bit, the run that was not.
+
+    python -m s2dlib.train JOB.json   # one process of several, as parallel.launch starts them
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
-import fcntl
 import json
 import logging
 import math
 import os
-import random
-import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from s2dlib.config import TrainConfig
+from s2dlib.checkpoints import (
+    WEIGHTS,
+    load_checkpoint,
+    newest_checkpoint,
+    only_writer,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+    write_history,
+    write_weights,
+)
+from s2dlib.config import DataConfig, ModelConfig, TrainConfig
 from s2dlib.data import VideoDataset, load_batches
 from s2dlib.losses import detail_loss, s2d_loss, synopsis_loss
 from s2dlib.metrics import topk_hits
-from s2dlib.model import Output, S2DNet
+from s2dlib.model import Output, S2DNet, build_model
+from s2dlib.parallel import everyones, launch, place, share, together, total
 from s2dlib.sampler import Theta, distance_to_truth, random_theta, true_theta
+from s2dlib.schedule import batches, learning_rate, make_optimizer, seed_everything
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
-CHECKPOINTS, WEIGHTS, STATE = "checkpoints", "model.safetensors", "state.pt"
-
-
-@contextmanager
-def only_writer(run_dir: Path) -> Iterator[None]:
-    """Hold a run's folder; a process that died, however it died, holds it no longer.
-
-    Raises:
-        RuntimeError: another process is writing this run.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / "run.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(
-                f"{run_dir}: another process is writing this run; wait for it, or end it"
-            ) from error
-        yield
-
-
-def seed_everything(seed: int, epoch: int = 0) -> None:
-    """Seed Python, numpy and torch (all devices) from (seed, epoch)."""
-    mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-    random.seed(mixed)
-    np.random.seed(mixed)
-    torch.manual_seed(mixed)
-
-
-def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
-    """Factor of the peak rate at a step: linear warm-up, then a cosine down to final_lr."""
-    warmup = max(1, round(config.warmup_epochs * steps_per_epoch))
-    total = config.epochs * steps_per_epoch
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def make_optimizer(model: S2DNet, config: TrainConfig) -> torch.optim.Optimizer:
-    """Groups with their own rates: all else, f_theta, and its zooms, which may wait.
-
-    Each holds `peak`, the rate at the top, and `wait`, the epochs before which its rate is 0.
-    """
-    head = None if model.snet is None else model.snet.theta_head
-    zooms = [] if head is None else head.branches.zooms()
-    parts = [
-        {"params": [], "peak": config.lr, "wait": 0},
-        {"params": [], "peak": config.lr_theta, "wait": 0},
-        {"params": zooms, "peak": config.lr_theta, "wait": config.hold_zoom},
-    ]
-    theta, apart = {id(p) for p in (() if head is None else head.parameters())}, set(map(id, zooms))
-    for p in model.parameters():
-        if id(p) not in apart:
-            parts[id(p) in theta]["params"].append(p)
-    groups = [group | {"lr": group["peak"]} for group in parts if group["params"]]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-
-
-def batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The clips of each step of an epoch, in an order drawn from (seed, epoch).
-
-    An incomplete batch is left out, unless it is the only one: batch norm on a few clips misleads.
-    """
-    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-    order = torch.randperm(n, generator=generator).tolist()
-    size = min(batch_size, n)
-    return [order[i : i + size] for i in range(0, n - size + 1, size)]
 
 
 def theta_to_use(model: S2DNet, batch: dict[str, Tensor], how: str) -> Theta | None:
@@ -128,20 +73,34 @@ def theta_to_use(model: S2DNet, batch: dict[str, Tensor], how: str) -> Theta | N
 
 
 def theta_statistics(out: Output, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums over the clips of theta and its square by parameter, and of distance_to_truth. () each.
+    """Sums over the clips of theta and its square by parameter, and of what its strides leave.
 
-    Empty without theta, and without the distances where the clips' truth is not known.
+    delta_t_low and so on: percent of strides within 5 % of one frame or pixel, as far as DNet can
+    zoom in; delta_t_full: within 5 % of covering the whole axis, or beyond. () each; none without
+    theta.
     """
     if out.theta is None:
         return {}
-    values = {k: v.double().flatten(1).mean(1) for k, v in vars_of(out).items()}  # (B,) each
-    sums = {f"{k}_{p}": (v**p).sum() for k, v in values.items() for p in (1, 2)}
-    if "truth" in batch:
-        theta = out.theta.map(lambda v: v.float().cpu())
-        extent = (batch["n_frames"], *batch["frames"].shape[-2:])
-        far = distance_to_truth(theta, batch["truth"], *extent, out.detail_volume.shape[-3:])
-        sums |= {k: v.sum() for k, v in far.items()}
+    values = {k: v.detach().double() for k, v in vars_of(out).items()}  # (B, 1) or (B, T_D) each
+    means = {k: v.mean(1) for k, v in values.items()}  # (B,) each
+    sums = {f"{k}_{p}": (v**p).sum() for k, v in means.items() for p in (1, 2)}
+    n_frames = batch["n_frames"].to(means["mu_t"])[:, None]  # (B, 1)
+    lengths = zip("tyx", (n_frames, *batch["frames"].shape[-2:]), strict=True)
+    for (axis, length), n_out in zip(lengths, out.detail_volume.shape[-3:], strict=True):
+        delta, full = values[f"delta_{axis}"], length / n_out
+        sums[f"delta_{axis}_low"] = 100 * (delta <= 1.05).double().mean(1).sum()
+        sums[f"delta_{axis}_full"] = 100 * (delta >= 0.95 * full).double().mean(1).sum()
     return sums
+
+
+def truth_statistics(out: Output, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over the clips of distance_to_truth; none where the truth is not known. () each."""
+    if out.theta is None or "truth" not in batch:
+        return {}
+    theta = out.theta.map(lambda v: v.float().cpu())
+    extent = (batch["n_frames"], *batch["frames"].shape[-2:])
+    far = distance_to_truth(theta, batch["truth"], *extent, out.detail_volume.shape[-3:])
+    return {k: v.sum() for k, v in far.items()}
 
 
 def vars_of(out: Output) -> dict[str, Tensor]:
@@ -180,29 +139,38 @@ def evaluate(
     Returns:
         top1, top5, snet_top1, snet_top5 (percent; SNet's where there is one), loss_s, loss_d,
         n_clips, n_failed (unreadable, left out of all averages), mean and standard deviation over
-        clips of each parameter of theta, and, where the clips' truth is known, the mean of each of
-        sampler.distance_to_truth.
+        clips of each parameter of theta, the shares of theta_statistics, and, where the clips'
+        truth is known, the mean of each of sampler.distance_to_truth. Several processes share the
+        clips, each clip in one of them.
     """
     device = torch.device(device)
     was_training = model.training
     model.to(device).eval()
+    n_videos, mine = max(1, batch_size // dataset.n_crops), share(range(len(dataset)), *place())
+    steps = [mine[i : i + n_videos] for i in range(0, len(mine), n_videos)]
     sums: dict[str, Tensor] = {}
     n = 0
-    for batch in load_batches(dataset, batch_size, workers):
+    for batch in load_batches(dataset, workers=workers, steps=steps):
         labels = batch["label"].to(device)
         look = theta(batch) if theta is not None and model.dnet is not None else None
         look = look if look is None else look.map(lambda v: v.to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=amp and device.type == "cuda"):
             out = model(batch["frames"].to(device), batch["n_frames"], look)
         parts = batch_sums(out, labels, dataset.n_crops) | theta_statistics(out, batch)
-        for name, value in parts.items():
+        for name, value in (parts | truth_statistics(out, batch)).items():
             sums[name] = sums.get(name, 0) + value
         n += len(labels)
     model.train(was_training)
+    n = sum(everyones(n))
     if n == 0:
         raise ValueError("no clips to evaluate: the split is empty")
-    means = {name: value.item() / n for name, value in sums.items()}
-    result = {"n_clips": n // dataset.n_crops, "n_failed": len(dataset.failed)}
+    result = {"n_clips": n // dataset.n_crops, "n_failed": n_failed(dataset)}
+    return result | averages(total(sums), n)
+
+
+def averages(sums: dict[str, float], n: int) -> dict[str, float]:
+    """Sums over n clips as means; of a value (_1) and its square (_2), mean and deviation."""
+    means, result = {name: value / n for name, value in sums.items()}, {}
     for name, mean in means.items():
         if name.endswith("_2"):
             variance = mean - means[name[:-2] + "_1"] ** 2
@@ -240,56 +208,145 @@ def train_epoch(
     epoch: int,
     seed: int,
     device: torch.device,
+    *,
+    net: nn.Module | None = None,
+    begun: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, float]:
-    """One pass over the training clips.
+    """One pass over the training clips, or what is left of one.
+
+    Args:
+        net: what a step calls (parallel.together); None: the model.
+        begun: what `save` was given in this epoch, to go on from there.
+        save: called every checkpoint_steps with where the epoch stands.
 
     Returns:
-        loss, loss_s, loss_d and top1 (percent), means over the clips seen, the last rate, and
-        n_failed, clips that could not be read and whose place others took.
+        Means over the clips seen: loss, loss_s, loss_d, top1 (percent), theta_statistics; the last
+        rate; seconds; n_failed, clips that could not be read and whose place others took.
 
     Raises:
-        FloatingPointError: a gradient is not finite; names the step, the rates and the clips.
+        FloatingPointError: loss or gradient is not finite; names the step, rates, theta and clips.
     """
+    start, (rank, world) = time.perf_counter(), place()
     seed_everything(seed, epoch)
     dataset.set_epoch(epoch)
     steps = batches(len(dataset), config.batch_size, seed, epoch)
-    loader = load_batches(dataset, workers=config.workers, steps=steps)
-    model.train()
+    first = begun["step"] if begun else 0
+    parts = [
+        share(share(clips, i, config.accumulate), rank, world)
+        for clips in steps[first:]
+        for i in range(config.accumulate)
+    ]
+    how = {"workers": config.workers, "pin_memory": device.type == "cuda"}
+    loader = load_batches(dataset, steps=parts, **how)
+    torch.empty((), dtype=torch.int64).random_()  # older versions drew it; their records repeat
     sums: dict[str, Tensor] = {}
-    n, factor = 0, 0.0
+    n, factor, elapsed = 0, 0.0, 0.0
+    # Those who went before; another number of processes takes over what these had counted.
+    for before in begun["ranks"][rank::world] if begun else ():
+        set_random_state(before["random"], device)  # after the loader, which draws a number
+        add(sums, {name: value.to(device) for name, value in before["sums"].items()})
+        n, elapsed = n + before["n"], begun["seconds"]
+        dataset.failed |= before["failed"]
+    model.train()
     # By hand a bar; under papermill, where bars are saved as widget states, the log line only.
-    quiet = "S2D_COMMAND" in os.environ
-    bar = tqdm(loader, f"epoch {epoch + 1}", total=len(steps), leave=False, disable=quiet)
-    for step, batch in enumerate(bar):
+    quiet = "S2D_COMMAND" in os.environ or world > 1
+    numbers = range(first, len(steps))
+    for step in tqdm(numbers, f"epoch {epoch + 1}", leave=False, disable=quiet):
         factor = learning_rate(epoch * len(steps) + step, len(steps), config)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor * (epoch >= group["wait"])
-        frames, labels = batch["frames"].to(device), batch["label"].to(device)
-        theta = theta_to_use(model, batch, config.theta)
-        theta = theta if theta is None else theta.map(lambda v: v.to(device))
-        with torch.autocast(
-            device.type, torch.bfloat16, enabled=config.amp and device.type == "cuda"
-        ):
-            out = model(frames, batch["n_frames"], theta)
-        loss = s2d_loss(out, labels, config.alpha, config.masked, config.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = torch.zeros((), device=device)
+        for i in range(config.accumulate):
+            batch = next(loader)
+            # A mean over the whole step, though DDP averages over processes, whatever their shares.
+            weight = len(batch["label"]) * world / len(steps[step])
+            wait = world > 1 and i + 1 < config.accumulate
+            with net.no_sync() if wait else nullcontext():
+                out, part = backward(net or model, model, batch, config, device, weight)
+            loss, n = loss + part["loss"], n + len(batch["label"])
+            add(sums, part)
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
-        if not norm.isfinite():
-            paths = [dataset.table["path"][i] for i in batch["index"].tolist()]
+        if not (norm.isfinite() & loss.isfinite()):
+            theta = {k: (v.min().item(), v.max().item()) for k, v in vars_of(out).items()}
             raise FloatingPointError(
-                f"epoch {epoch + 1}, step {step + 1}: loss {loss.item()}, gradient norm "
-                f"{norm.item()}; the checkpoint of the epoch before is kept; try a lower lr than "
-                f"{config.lr} (lr_theta {config.lr_theta}); the clips were {paths}"
+                f"epoch {epoch + 1}, step {step + 1}: loss {loss.item() / len(steps[step])}, "
+                f"gradient norm {norm.item()}; the last checkpoint is kept; try a lower lr than "
+                f"{config.lr} (lr_theta {config.lr_theta}); theta's least and greatest values were "
+                f"{theta}; the clips were {dataset.table['path'][steps[step]].tolist()}"
             )
         optimizer.step()
-        with torch.no_grad():
-            parts = batch_sums(out, labels) | {"loss": loss.detach() * len(labels)}
-        for name, value in parts.items():
-            sums[name] = sums.get(name, 0) + value
-        n += len(labels)
-    means = {name: float(value) / n for name, value in sums.items()}
-    return {"lr": config.lr * factor, **means, "n_failed": len(dataset.failed)}
+        left = len(steps) - step - 1
+        if save and left and config.checkpoint_steps and (step + 1) % config.checkpoint_steps == 0:
+            mine = {"random": random_state(device), "n": n}
+            mine |= {"sums": {name: value.cpu() for name, value in sums.items()}}
+            mine |= {"failed": dataset.failed}
+            seconds = elapsed + time.perf_counter() - start
+            save({"step": step + 1, "ranks": everyones(mine), "seconds": seconds})
+    means = averages(total(sums), sum(everyones(n)))
+    seconds = elapsed + time.perf_counter() - start
+    means["n_failed"] = n_failed(dataset)
+    return {"lr": config.lr * config.rate_scale * factor, "seconds": seconds} | means
+
+
+def n_failed(dataset: VideoDataset) -> int:
+    """Videos that no process could read since the batches were asked for."""
+    return len({path for failed in everyones(dataset.failed) for path in failed})
+
+
+def backward(
+    net: nn.Module,
+    model: S2DNet,
+    batch: dict[str, Tensor],
+    config: TrainConfig,
+    device: torch.device,
+    weight: float,
+) -> tuple[Output, dict[str, Tensor]]:
+    """Add the gradients of a batch's loss, times weight. Returns output, and sums over clips."""
+    frames = batch["frames"].to(device, non_blocking=True)  # from pinned memory: no waiting
+    labels, theta = batch["label"].to(device), theta_to_use(model, batch, config.theta)
+    theta = theta if theta is None else theta.map(lambda v: v.to(device))
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and device.type == "cuda"):
+        out = net(frames, batch["n_frames"], theta)
+    loss = s2d_loss(out, labels, config.alpha, config.masked, config.label_smoothing)
+    (loss * weight).backward()
+    with torch.no_grad():
+        sums = batch_sums(out, labels) | {"loss": loss.detach() * len(labels)}
+        return out, sums | theta_statistics(out, batch)
+
+
+def add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
+    """Add to sums by name, in place."""
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0) + value
+
+
+@contextmanager
+def memory_advice(config: TrainConfig, n_processes: int) -> Iterator[None]:
+    """Say what to try where memory runs out, on a GPU or a CPU."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if (
+            not known
+            and "not enough memory" not in str(error)
+            and "allocate memory" not in str(error)
+        ):
+            raise
+        at_once = -(-config.batch_size // (config.accumulate * n_processes))
+        raise RuntimeError(
+            f"out of memory with {at_once} clips at once (batch_size={config.batch_size}, "
+            f"accumulate={config.accumulate}, {n_processes} processes): try "
+            f"batch_size={max(2, config.batch_size // 2)}, or accumulate={2 * config.accumulate}, "
+            "which keeps the step and halves what is in memory; the last checkpoint is kept "
+            f"({error})"
+        ) from error
+
+
+# What a run may change when it goes on: it learns the same.
+HOW = ("workers", "checkpoint_steps", "keep_every")
 
 
 def fit(
@@ -301,120 +358,172 @@ def fit(
     run_dir: str | Path,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    processes: int = 1,
+    tensorboard: bool = False,
 ) -> list[dict[str, float]]:
     """Train; or, if run_dir holds a checkpoint of the same run, go on from it.
 
     Args:
         model: trained in place.
         train_set, val_set: clips to learn from, and to evaluate on every `eval_every` epochs.
-        run_dir: gets history.csv and checkpoints/ after each epoch, model.safetensors at the end.
+        run_dir: gets history.csv and checkpoints/ (checkpoints.py), model.safetensors at the end.
         seed: of the order of the clips, their crops, dropout.
+        processes: more than one are started by torchrun, on as many GPUs, or on the CPU.
+        tensorboard: write the history there, too: run_dir/tensorboard.
 
     Returns:
         The history, a row an epoch.
 
     Raises:
         ValueError: the checkpoint there is of another run, or a batch would hold a single clip.
-        FloatingPointError: a gradient is not finite.
+        FloatingPointError: a loss or a gradient is not finite.
+        OSError: a checkpoint cannot be written; the ones before are good.
+        RuntimeError: memory ran out, or another process is writing this run.
     """
-    if min(len(train_set), config.batch_size) < 2:
+    run_dir, device, (rank, world) = Path(run_dir), torch.device(device), place()
+    n_processes = max(processes, world)
+    if min(len(train_set), config.batch_size) // config.accumulate < max(2, n_processes):
         raise ValueError(
-            f"batch norm needs 2 clips a batch or more, got {len(train_set)} training clips and "
-            f"batch_size={config.batch_size}"
+            f"batch norm needs 2 clips a batch or more, and each process one: got {len(train_set)} "
+            f"training clips and batch_size={config.batch_size}, in accumulate={config.accumulate} "
+            f"parts over {n_processes} processes"
         )
-    run_dir, device = Path(run_dir), torch.device(device)
+    if processes > world:
+        return fit_in_processes(
+            model, train_set, val_set, config, run_dir, seed, device, processes, tensorboard
+        )
+    curves = open_tensorboard(run_dir) if tensorboard and rank == 0 else None
     model.to(device)
     optimizer = make_optimizer(model, config)
-    identity = {"model": asdict(model.config), "train": asdict(config), "seed": seed}
+    train = {name: value for name, value in asdict(config).items() if name not in HOW}
+    identity = {"model": asdict(model.config), "train": train, "seed": seed}
     identity = json.loads(json.dumps(identity | {"clips": len(train_set)}))
-    with only_writer(run_dir):
-        history = load_checkpoint(run_dir, model, optimizer, identity)
+    with only_writer(run_dir) if rank == 0 else nullcontext():
+        path = everyones(newest_checkpoint(run_dir) if rank == 0 else None)[0]
+        history, begun = [], None
+        if path is not None:
+            history, begun = load_checkpoint(path, model, optimizer, identity)
+        net = together(model, device, unused=config.theta != "model")
+        scale = config.rate_scale
+        log.info(
+            f"{config.batch_size} clips a step in {world} x {config.accumulate} parts; peak lr "
+            f"{config.lr * scale:.3g} (linear layers x{config.lr_fc:g}, biases x{config.lr_bias:g})"
+            f", f_theta {config.lr_theta * scale:.3g}"
+        )
+
+        def save(begun: dict[str, Any] | None = None) -> None:
+            if rank == 0:
+                save_checkpoint(
+                    run_dir, model, optimizer, identity, history, begun, config.keep_every
+                )
+                write_history(run_dir, history)
+
         for epoch in range(len(history), config.epochs):
-            start = time.perf_counter()
-            trained = train_epoch(model, train_set, optimizer, config, epoch, seed, device)
-            row = {"epoch": epoch + 1, "lr": trained.pop("lr")}
-            row |= {f"train_{name}": value for name, value in trained.items()}
-            if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
-                how = {"batch_size": config.batch_size, "workers": config.workers}
-                how |= {"theta": theta_at_test(model, config)}
-                measured = evaluate(model, val_set, **how, device=device, amp=config.amp)
-                row |= {f"val_{name}": value for name, value in measured.items()}
-            row["seconds"] = time.perf_counter() - start
+            with memory_advice(config, world):
+                how = {"net": net, "begun": begun, "save": save}
+                trained = train_epoch(
+                    model, train_set, optimizer, config, epoch, seed, device, **how
+                )
+                start, seconds, begun = time.perf_counter(), trained.pop("seconds"), None
+                row = {"epoch": epoch + 1, "lr": trained.pop("lr")}
+                row |= {f"train_{name}": value for name, value in trained.items()}
+                if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+                    how = {"batch_size": config.batch_size, "workers": config.workers}
+                    how |= {"theta": theta_at_test(model, config)}
+                    measured = evaluate(model, val_set, **how, device=device, amp=config.amp)
+                    row |= {f"val_{name}": value for name, value in measured.items()}
+            row["seconds"] = seconds + time.perf_counter() - start
             history.append(row)
-            save_checkpoint(run_dir, model, optimizer, identity, history)
-            write_history(run_dir, history)
+            save()
             log.info(
                 f"epoch {epoch + 1}/{config.epochs}  loss {row['train_loss']:.3f}  "
                 f"train top-1 {row['train_top1']:.1f}  "
                 f"val top-1 {row.get('val_top1', math.nan):.1f}  {row['seconds']:.0f} s"
             )
-        write_history(run_dir, history)  # a kill may have come between a checkpoint and its history
-        os.replace(write_weights(model, run_dir / f"{WEIGHTS}.part"), run_dir / WEIGHTS)
+            if curves is not None:
+                for name, value in row.items():
+                    curves.add_scalar(name.replace("_", "/", 1), value, epoch + 1)
+                curves.flush()
+        if rank == 0:
+            write_history(run_dir, history)  # a kill may have come between a checkpoint and it
+            write_weights(model, run_dir / WEIGHTS)
     return history
 
 
-def write_history(run_dir: Path, history: list[dict[str, float]]) -> None:
-    """Write history.csv, a row an epoch; columns in the order in which they first came."""
-    partial = run_dir / "history.csv.part"
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, dict.fromkeys(name for row in history for name in row))
-        writer.writeheader()
-        writer.writerows(history)
-    os.replace(partial, run_dir / "history.csv")
-
-
-def write_weights(model: nn.Module, path: Path) -> Path:
-    """Write the weights as safetensors. Returns the path."""
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, path)
-    return path
-
-
-def save_checkpoint(
-    run_dir: Path,
-    model: S2DNet,
-    optimizer: torch.optim.Optimizer,
-    identity: dict,
-    history: list[dict[str, float]],
-) -> None:
-    """Write one folder a checkpoint, made visible by a rename; then drop the older ones."""
-    folder = run_dir / CHECKPOINTS
-    target, partial = folder / f"epoch-{len(history):04d}", folder / "partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_weights(model, partial / WEIGHTS)
-    state = {"optimizer": optimizer.state_dict(), "identity": identity, "history": history}
-    torch.save(state, partial / STATE)
-    os.replace(partial, target)
-    for old in sorted(folder.glob("epoch-*"))[:-1]:
-        shutil.rmtree(old)
-
-
-def load_checkpoint(
-    run_dir: Path, model: S2DNet, optimizer: torch.optim.Optimizer, identity: dict
-) -> list[dict[str, float]]:
-    """Take up the newest checkpoint of a run's folder, if it has one.
-
-    Returns:
-        Its history; empty if there is none.
+def open_tensorboard(run_dir: Path) -> SummaryWriter:
+    """A writer to run_dir/tensorboard; a run that goes on adds a file with its later epochs.
 
     Raises:
-        ValueError: it belongs to another model, training, seed or number of clips.
+        ImportError: TensorBoard is not installed.
     """
-    found = sorted((run_dir / CHECKPOINTS).glob("epoch-*"))
-    if not found:
-        return []
-    state = torch.load(found[-1] / STATE, map_location="cpu", weights_only=True)
-    if state["identity"] != identity:
-        differ = {
-            part: (state["identity"][part], identity[part])
-            for part in identity
-            if state["identity"][part] != identity[part]
-        }
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        how = "pip install s2dlib[tensorboard]"
+        raise ImportError(f"tensorboard=True needs TensorBoard: {how}") from error
+    return SummaryWriter(str(run_dir / "tensorboard"))
+
+
+def fit_in_processes(
+    model: S2DNet,
+    train_set: VideoDataset,
+    val_set: VideoDataset,
+    config: TrainConfig,
+    run_dir: Path,
+    seed: int,
+    device: torch.device,
+    processes: int,
+    tensorboard: bool,
+) -> list[dict[str, float]]:
+    """fit, in processes started by torchrun; arguments as there. The model gets the weights."""
+    if device.type == "cuda" and processes > torch.cuda.device_count():
         raise ValueError(
-            f"{found[-1]}: a checkpoint of another run, which differs in (there, here) {differ}; "
-            f"choose another run folder, or remove this one to start anew"
+            f"processes={processes}: expected at most one a GPU, of {torch.cuda.device_count()}"
         )
-    model.load_state_dict(load_file(found[-1] / WEIGHTS))
-    optimizer.load_state_dict(state["optimizer"])
-    log.info("resumed after epoch %d from %s", len(state["history"]), found[-1])
-    return state["history"]
+    run_dir.mkdir(parents=True, exist_ok=True)
+    start = write_weights(model, run_dir / "start.safetensors")
+    job = {"model": asdict(model.config), "train": asdict(config), "seed": seed}
+    job |= {"data": asdict(train_set.config), "data_seed": train_set.seed}
+    job |= {"train_split": train_set.table["split"][0], "val_split": val_set.table["split"][0]}
+    job |= {"val_data": asdict(val_set.config), "start": str(start), "run_dir": str(run_dir)}
+    job |= {"device": device.type, "tensorboard": tensorboard}
+    launch(job, run_dir, processes)
+    model.load_state_dict(load_file(run_dir / WEIGHTS))
+    with (run_dir / "history.csv").open(newline="") as file:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return [row | {"epoch": int(row["epoch"])} for row in rows]
+
+
+def main() -> None:
+    """Train what a job describes, as one of the processes that torchrun started, or alone."""
+    parser = argparse.ArgumentParser(prog="python -m s2dlib.train", description=__doc__)
+    parser.add_argument(
+        "job", type=Path, help="launch.json of a run, as fit(processes=2) leaves it"
+    )
+    job = json.loads(parser.parse_args().job.read_text())
+    device = torch.device(job["device"])
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if "RANK" in os.environ:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    level = logging.INFO if place()[0] == 0 else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stdout, format="%(message)s")
+    try:
+        model = build_model(ModelConfig(**job["model"]))
+        model.load_state_dict(load_file(job["start"]))
+        data, val_data = DataConfig(**job["data"]), DataConfig(**job["val_data"])
+        train_set = VideoDataset(data, job["train_split"], train=True, seed=job["data_seed"])
+        val_set = VideoDataset(val_data, job["val_split"], train=False)
+        how = {"run_dir": job["run_dir"], "seed": job["seed"], "device": device}
+        config = TrainConfig(**job["train"])
+        fit(model, train_set, val_set, config, **how, tensorboard=job["tensorboard"])
+    except (ValueError, RuntimeError, OSError, ImportError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,9 @@
-"""Benchmarks run, and time ways that give the same frames and volumes."""
+"""Benchmarks run on the smallest sizes, and time ways that give the same frames and volumes."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,14 +33,15 @@ def test_every_way_of_loading_gives_the_same_clip(tmp_path):
 
 
 def test_the_benchmark_of_loading_writes_its_table_and_how_it_came_about(tmp_path):
-    out = tmp_path / "results" / "loading.csv"
+    out = tmp_path / "results" / "loading"
     command = [sys.executable, str(ROOT / "benchmarks" / "loading.py"), "--smoke"]
     subprocess.run([*command, "--out", str(out)], check=True, cwd=ROOT, timeout=300)
-    table = pd.read_csv(out)
+    table = pd.read_csv(f"{out}.csv")
     assert set(table["measure"]) >= {"one core", "workers", "memory of a worker"}
     assert (table.loc[table["way"] != "torchcodec", "median"] > 0).all()
-    assert table["command"][0].endswith(f"--smoke --out {out}")
-    assert {"commit", "versions", "device", "date"} <= set(table.columns)
+    source = json.loads(Path(f"{out}.json").read_text())
+    assert source["command"].endswith(f"--smoke --out {out}")
+    assert {"commit", "versions", "device", "date"} <= set(source)
 
 
 def test_a_long_run_reports_its_memory_in_steps(tmp_path):
@@ -78,3 +81,13 @@ def test_the_benchmark_of_models_times_each_way_beside_s2dnet(tmp_path, monkeypa
     models.main()
     table = pd.read_csv(tmp_path / "models.csv")
     assert table["how"].tolist() == ["plain", "folded"] and (table["ratio"] == 1).all()
+
+
+def test_the_training_benchmark_measures_loop_step_and_loader(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "training.py", "--smoke", "--out"]
+    environment = {"PYTHONPATH": str(ROOT)} | os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, tmp_path / "training"], check=True, env=environment, cwd=tmp_path)
+    row = pd.read_csv(tmp_path / "training.csv").iloc[0]
+    assert row.loop > 0 and row.loader > 0 and row.step > 0
+    assert abs(row.loop_of_step - row.loop / row.step) < 1e-3  # of one round
+    assert json.loads((tmp_path / "training.json").read_text())["versions"]["torch"]

@@ -173,3 +173,12 @@ def test_00_data_tells_what_is_missing_and_goes_on_without_the_bad_file(tmp_path
     assert [path[-5:] for path in read_csv(checked)["path"]] == ["0.mp4", "2.mp4", "3.mp4"]
     table = (tmp_path / "results" / "tables" / "data_mine.md").read_text()
     assert "| val | 2 | 1 | 1 | 2 | 2 | 12 |" in table.replace("12.0", "12")
+
+
+def test_two_processes_stream_their_lines_into_the_cell_and_the_record_says_so(csv, tmp_path):
+    parameters = {"smoke": True, "csv": csv, "results": str(tmp_path), "processes": 2}
+    executed = run_notebook(FOLDER / "02_train.ipynb", tmp_path / "out.ipynb", parameters)
+    outputs = [output for cell in code_of(executed) for output in cell["outputs"]]
+    assert "epoch 1/1  loss" in "".join("".join(o.get("text", [])) for o in outputs)
+    record = json.loads((tmp_path / "runs" / "synthetic-a0-0" / "config.json").read_text())
+    assert record["provenance"]["processes"] == 2

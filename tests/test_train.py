@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -27,6 +25,7 @@ from s2dlib.train import (
     fit,
     learning_rate,
     make_optimizer,
+    memory_advice,
     seed_everything,
     theta_at_test,
     theta_to_use,
@@ -158,7 +157,7 @@ def test_the_seed_of_an_epoch_repeats():
 # fit
 
 
-def test_fit_writes_history_weights_and_one_checkpoint(sets, tmp_path):
+def test_fit_writes_history_weights_and_checkpoints(sets, tmp_path):
     model, run = model_of(), tmp_path / "run"
     history = fit(model, *sets, TRAIN, run_dir=run)
     assert [row["epoch"] for row in history] == [1, 2]
@@ -166,7 +165,9 @@ def test_fit_writes_history_weights_and_one_checkpoint(sets, tmp_path):
     assert len(table) == 2 and table.notna().all(axis=None)
     assert {"lr", "train_loss", "train_loss_s", "train_loss_d", "train_top1"} <= set(table)
     assert {"val_top1", "val_snet_top1", "val_mu_t_mean", "val_delta_x_std"} <= set(table)
-    assert [p.name for p in (run / "checkpoints").iterdir()] == ["epoch-0002"]
+    assert {"train_mu_t_mean", "train_delta_y_std", "train_delta_t_low"} <= set(table)
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == ["best", "epoch-0001", "epoch-0002"]
     weights = load_file(run / "model.safetensors")
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
     loss = TRAIN.alpha * table.train_loss_s + table.train_loss_d
@@ -270,49 +271,6 @@ def test_more_workers_see_the_same_clips(sets, tmp_path):
 
 # Resuming
 
-CHILD = """
-import sys
-from pathlib import Path
-
-import torch
-
-import s2dlib.train
-from s2dlib.config import DataConfig, ModelConfig, TrainConfig
-from s2dlib.data import VideoDataset
-from s2dlib.model import build_model
-
-torch.set_num_threads({threads})
-data, model, train = ({data}), ({model}), ({train})
-torch.manual_seed(int(sys.argv[2]))  # a resumed run must not live on the start of its process
-sets = VideoDataset(data, "train", train=True), VideoDataset(data, "test", train=False)
-s2dlib.train.fit(build_model(model), *sets, train, run_dir=Path(sys.argv[1]), seed=7)
-"""
-
-
-def test_a_run_killed_in_an_epoch_ends_like_one_that_was_not(data, tmp_path):
-    train = replace(TRAIN, epochs=4, batch_size=2)
-    script = tmp_path / "child.py"
-    script.write_text(
-        CHILD.format(data=data, model=MODEL, train=train, threads=torch.get_num_threads())
-    )
-    command = [sys.executable, str(script)]
-    whole, run = tmp_path / "whole", tmp_path / "run"
-
-    killed = subprocess.Popen([*command, str(run), "0"])
-    sets = VideoDataset(data, "train", train=True), VideoDataset(data, "test", train=False)
-    fit(model_of(), *sets, train, run_dir=whole, seed=7)  # meanwhile
-    deadline = time.monotonic() + 60
-    while not (run / "checkpoints" / "epoch-0001").exists():
-        assert time.monotonic() < deadline and killed.poll() is None
-        time.sleep(0.001)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert not (run / "model.safetensors").exists() and not list(run.glob("*/epoch-0004"))
-
-    assert subprocess.run([*command, str(run), "1"], check=False).returncode == 0
-    same(run, whole)
-    assert pd.read_csv(run / "history.csv").epoch.tolist() == [1, 2, 3, 4]
-
 
 def test_a_run_stopped_by_ctrl_c_ends_like_one_that_was_not(sets, tmp_path, monkeypatch):
     fit(model_of(), *sets, TRAIN, run_dir=tmp_path / "whole")
@@ -401,9 +359,96 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     same(run, tmp_path / "whole")
 
 
+@pytest.mark.parametrize("theta", ["model", "frozen"])
+def test_the_history_tells_how_much_of_theta_is_at_its_bounds(theta, sets, tmp_path):
+    row = fit(model_of(), *sets, replace(TRAIN, theta=theta), run_dir=tmp_path / "run")[-1]
+    # Six frames on three, 24 pixels on twelve; frozen is all of them, or stride 1 in the middle.
+    if theta == "frozen":
+        assert row["train_delta_t_full"] == 100 and row["train_delta_t_low"] == 0
+        assert row["train_delta_y_full"] == 0 and row["train_delta_y_low"] == 100
+        assert row["train_delta_t_mean"] == 2 and row["train_mu_x_std"] == 0
+    else:
+        assert row["train_delta_y_low"] == row["train_delta_y_full"] == 0
+        assert 1 < row["train_delta_y_mean"] < 2 and row["train_mu_y_std"] > 0
+
+
+def test_a_loss_that_is_not_finite_names_theta_and_the_clips(sets, tmp_path):
+    model = model_of()
+    with torch.no_grad():  # a weight that has run away
+        model.snet.theta_head.branches.time_zoom.bias.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=r"step 1.*'delta_t': \(nan, nan\).*/\d.mp4'"):
+        fit(model, *sets, TRAIN, run_dir=tmp_path / "run")
+
+
+def test_memory_that_runs_out_names_the_batch_to_try():
+    config = replace(TRAIN, batch_size=32, accumulate=2)
+    words = "with 8 clips at once.*batch_size=16, or accumulate=4"
+    with pytest.raises(RuntimeError, match=words), memory_advice(config, 2):
+        torch.empty(10**15)
+    with pytest.raises(RuntimeError, match=words), memory_advice(config, 2):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    with pytest.raises(RuntimeError, match="^else$"), memory_advice(config, 2):
+        raise RuntimeError("else")
+
+
+def test_parts_of_a_step_add_up_to_the_step(sets):
+    config, gradients = replace(TRAIN, batch_size=8, optimizer="sgd"), []
+    for accumulate in (1, 2, 3):
+        model = model_of(dropout=0.0).eval()
+        model.train = partial(model.train, False)  # batch norm as in evaluation: it sees parts
+        optimizer = make_optimizer(model, config)
+        device = torch.device("cpu")
+        how = replace(config, accumulate=accumulate, clip_grad_norm=math.inf)
+        train_epoch(model, sets[0], optimizer, how, 0, 0, device)
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert_close(gradients[1], gradients[0])
+    assert_close(gradients[2], gradients[0])
+
+
+def test_rates_follow_the_batch_and_the_kind_of_parameter():
+    config = replace(TRAIN, lr_batch=2, lr_fc=5.0, lr_bias=2.0)  # batch_size 4
+    model = model_of(theta_head="fc")
+    rates = {
+        id(p): group["peak"] for group in make_optimizer(model, config).param_groups
+        for p in group["params"]
+    }  # fmt: skip
+    at = {name: rates[id(p)] for name, p in model.named_parameters()}
+    assert len(at) == len(rates)
+    assert at["snet.classifier.weight"] == pytest.approx(1e-2 * 2 * 5)
+    assert at["dnet.classifier.bias"] == pytest.approx(1e-2 * 2 * 5 * 2)
+    assert {rate for name, rate in at.items() if "theta_head" in name} == {2e-2 * 2}
+    norms = [name for name, p in model.named_parameters() if ".bn" in name]
+    assert norms and all(at[name] == pytest.approx(1e-2 * 2) for name in norms)
+
+
+@pytest.mark.parametrize("preset", ["mini-kinetics", "kinetics400-x3d-s-m", "ssv1", "ssv2"])
+def test_the_recipes_of_the_paper_settings_have_the_rates_of_their_sources(preset):
+    recipes = PRESETS[preset].recipes
+    assert set(recipes) == {"paper", "authors-1", "authors-2"}
+    first, second = recipes["authors-1"], replace(recipes["authors-2"], batch_size=256)
+    assert first.lr * first.rate_scale == pytest.approx(1e-5 * 32)
+    assert second.lr * second.rate_scale == pytest.approx(1e-6 * 256)
+    assert second.lr_theta == pytest.approx(0.1 * second.lr) and second.theta == "model"
+    assert (first.epochs, second.epochs, first.theta) == (40, 80, "frozen")
+    assert recipes["paper"].rate_scale == 1
+
+
 def test_batches_of_one_clip_are_refused(sets, tmp_path):
     with pytest.raises(ValueError, match=r"got 8 training clips and batch_size=1"):
         fit(model_of(), *sets, replace(TRAIN, batch_size=1), run_dir=tmp_path / "run")
+
+
+def test_tensorboard_gets_the_history_or_is_asked_for(sets, tmp_path):
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(ImportError, match=r"pip install s2dlib\[tensorboard\]"):
+            fit(model_of(), *sets, TRAIN, run_dir=tmp_path / "run", tensorboard=True)
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = fit(model_of(), *sets, TRAIN, run_dir=tmp_path / "run", tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    seen = [event.value for event in events.Scalars("val/top1")]
+    assert seen == pytest.approx([row["val_top1"] for row in history])
 
 
 # evaluate

@@ -1,0 +1,247 @@
+"""What a run leaves on disk while it is trained, so that a kill at any moment costs little.
+
+A checkpoint is a folder under checkpoints/: weights, training state, and the SHA-256 of both. It is
+written beside its place, flushed to the disk, and becomes visible by one rename. epoch-0003 was
+made after three epochs, epoch-0003-step-000500 at step 500 of the fourth.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+
+log = logging.getLogger(__name__)
+CHECKPOINTS, WEIGHTS, STATE, SUMS = "checkpoints", "model.safetensors", "state.pt", "sha256.json"
+BEST = "best"  # a link to the checkpoint of the best val_top1 so far
+
+
+@contextmanager
+def only_writer(run_dir: Path) -> Iterator[None]:
+    """Hold a run's folder; a process that died, however it died, holds it no longer.
+
+    Raises:
+        RuntimeError: another process is writing this run.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "run.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(
+                f"{run_dir}: another process is writing this run; wait for it, or end it"
+            ) from error
+        yield
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of every global generator, in types that torch.load takes with weights_only."""
+    name, keys, *rest = np.random.get_state()
+    state = {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest)}
+    state["torch"] = torch.get_rng_state()
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Put every global generator back to where random_state found it."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def write_weights(model: nn.Module, path: Path) -> Path:
+    """Write the weights as safetensors, whole or not at all. Returns the path."""
+    _write_whole(path, _weights(model))
+    return path
+
+
+def write_history(run_dir: Path, history: list[dict[str, float]]) -> None:
+    """Write history.csv, a row an epoch; columns in the order in which they first came."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, dict.fromkeys(name for row in history for name in row))
+    writer.writeheader()
+    writer.writerows(history)
+    _write_whole(run_dir / "history.csv", text.getvalue().encode())
+
+
+def save_checkpoint(
+    run_dir: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: dict[str, Any],
+    history: list[dict[str, float]],
+    begun: dict[str, Any] | None = None,
+    keep_every: int = 0,
+) -> None:
+    """Write a checkpoint; then drop all but the last two, the best and those of every n-th epoch.
+
+    Args:
+        identity: what the run is; a run of another identity does not go on from here.
+        history: rows of the whole epochs.
+        begun: where an epoch stands that is not over (train.train_epoch); None: after an epoch.
+        keep_every: n; 0: none but the last two and the best.
+
+    Raises:
+        OSError: it cannot be written; the checkpoints before it are as they were.
+    """
+    folder = run_dir / CHECKPOINTS
+    step = "" if begun is None else f"-step-{begun['step']:06d}"
+    target, partial = folder / f"epoch-{len(history):04d}{step}", folder / "partial"
+    state = {"optimizer": optimizer.state_dict(), "identity": identity}
+    state |= {"history": history, "begun": begun}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    files = {WEIGHTS: _weights(model), STATE: buffer.getvalue()}
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, data in (files | {SUMS: json.dumps(sums).encode()}).items():
+            _write(partial / name, data)
+        _flush(partial)
+        os.replace(partial, target)
+        _flush(folder)
+        best = _link_best(folder, history)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = [path.name for path in _found(run_dir)]
+        raise OSError(
+            f"{target}: cannot write this checkpoint ({error}); "
+            f"{f'{kept[-1]} is good' if kept else 'there is none before it'}: make room, or make "
+            "the folder writable, and start the same command again to go on from there"
+        ) from error
+    for old in _found(run_dir)[:-2]:
+        epoch, whole = int(old.name.split("-")[1]), "step" not in old.name
+        if old.name != best and not (whole and keep_every and epoch % keep_every == 0):
+            shutil.rmtree(old)
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest checkpoint that is whole; damaged ones are said and renamed. None: there is none.
+
+    Raises:
+        RuntimeError: there are checkpoints, and all are damaged.
+    """
+    damaged = {}
+    for path in reversed(_found(run_dir)):
+        if damage := _damage(path):
+            damaged[path] = damage
+            continue
+        for other, damage in damaged.items():
+            aside = other.with_name(f"damaged-{other.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(other, aside)
+            log.warning("%s is damaged (%s), now %s; used: %s", other, damage, aside.name, path)
+        return path
+    if damaged:
+        raise RuntimeError(
+            f"{run_dir / CHECKPOINTS}: no whole checkpoint ({damaged}); check the disk, and remove "
+            "the run's folder to start anew"
+        )
+    return None
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+) -> tuple[list[dict[str, float]], dict[str, Any] | None]:
+    """Take up a checkpoint.
+
+    Returns:
+        The history of the whole epochs, and where the next one stands if it is begun.
+
+    Raises:
+        ValueError: it belongs to another model, training, seed or number of clips.
+    """
+    state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    there = state["identity"]
+    if there != identity:
+        differ = {
+            part: (there.get(part), identity.get(part))
+            for part in there.keys() | identity.keys()
+            if there.get(part) != identity.get(part)
+        }
+        raise ValueError(
+            f"{path}: a checkpoint of another run, which differs in (there, here) {differ}; "
+            f"choose another run folder, or remove this one to start anew"
+        )
+    model.load_state_dict(load_file(path / WEIGHTS))
+    optimizer.load_state_dict(state["optimizer"])
+    step = "" if state["begun"] is None else f" and {state['begun']['step']} steps"
+    log.info("resumed after %d epochs%s from %s", len(state["history"]), step, path)
+    return state["history"], state["begun"]
+
+
+def _found(run_dir: Path) -> list[Path]:
+    """Checkpoints, oldest first: epoch-0003 sorts before its own steps, and these before 0004."""
+    return sorted((run_dir / CHECKPOINTS).glob("epoch-*"))
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a checkpoint; empty if nothing is."""
+    try:
+        sums = json.loads((path / SUMS).read_text())
+        for name in (WEIGHTS, STATE):
+            with (path / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sums[name]:
+                    return f"{name} is not what was written"
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _link_best(folder: Path, history: list[dict[str, float]]) -> str | None:
+    """Let `best` point at the epoch of the best validation, if it is there. Returns its name."""
+    scores = {row["epoch"]: row["val_top1"] for row in history if "val_top1" in row}
+    if not scores:
+        return None
+    name, partial = f"epoch-{max(scores, key=scores.get):04d}", folder / f"{BEST}.part"
+    if (folder / name).is_dir():
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(name)
+        os.replace(partial, folder / BEST)
+    return name
+
+
+def _weights(model: nn.Module) -> bytes:
+    return save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write a file and flush it to the disk; a kill leaves the old one or the new one."""
+    partial = path.with_name(f"{path.name}.part")
+    _write(partial, data)
+    os.replace(partial, path)
+    _flush(path.parent)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
