@@ -83,7 +83,7 @@ def measure(
     model.to(device).train()
     optimizer = make_optimizer(model, config)
     one = collate([memory[i] for i in range(size)])
-    one = {name: value.to(device) for name, value in one.items()}
+    one = {name: one[name].to(device) for name in ("frames", "n_frames", "label")}
 
     def loop() -> int:
         train_epoch(model, memory, optimizer, config, 0, 0, device)
