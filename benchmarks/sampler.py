@@ -4,8 +4,9 @@
     python benchmarks/sampler.py --batches 1 16 64     # a GPU
 
 Ways take turns; medians. `limit` is the time to copy, at the copy bandwidth measured here, the raw
-bytes that the Gaussians reach and those of the volume: no sampler can be faster. `grid_sample` is
-the usual trilinear sampler, another function, for scale. The loop is one clip at a time in float32,
+bytes that the Gaussians reach and those of the volume: no sampler can be faster; `compute_ms` the
+time of the multiply-adds at the rate of a matrix product here. `grid_sample` is the usual trilinear
+sampler, another function, for scale. The loop is one clip at a time in float32,
 as the authors' release does it, written for this comparison.
 """
 
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2dlib import results as records
-from s2dlib.banded import BandedVolume, band
+from s2dlib.banded import TAPS, BandedVolume, band
 from s2dlib.sampler import (
     DetailSampler,
     Theta,
@@ -106,20 +107,22 @@ WAYS: dict[str, Callable[[Tensor, Theta, Tensor], Tensor]] = {
 }
 
 
-def reached_bytes(theta: Theta, n: Tensor, channels: int) -> int:
-    """uint8 pixels within the band of any filter, each counted once, and the float volume."""
-    p_t, p_y, p_x = (p.detach() for p in centres(theta, n))
-    total = 0
+def least_work(theta: Theta, n: Tensor, channels: int) -> tuple[int, int]:
+    """What any sampler must do: bytes, and multiply-adds.
+
+    Bytes: uint8 pixels within the band of any filter, each counted once, and the float volume.
+    Multiply-adds: TAPS for each value of the three steps, time first, in the window reached.
+    """
+    (T_D, H_D, W_D), (p_t, p_y, p_x) = SIZE, (p.detach() for p in centres(theta, n))
+    touched = macs = 0
     for b in range(len(n)):
-        sizes = []
-        for p, length in ((p_t[b], int(n[b])), (p_y[b, 0], SIDE), (p_x[b, 0], SIDE)):
-            first = band(p, length).first
-            reach = first[:, None] + torch.arange(
-                band(p, length).weights.shape[-1], device=p.device
-            )
-            sizes.append(len(reach.unique()))
-        total += channels * sizes[0] * sizes[1] * sizes[2]
-    return total + 4 * channels * len(n) * SIZE[0] * SIZE[1] * SIZE[2]
+        t, y, x = (
+            len((band(p, length).first[:, None] + torch.arange(TAPS, device=p.device)).unique())
+            for p, length in ((p_t[b], int(n[b])), (p_y[b, 0], SIDE), (p_x[b, 0], SIDE))
+        )
+        touched += channels * (t * y * x + 4 * T_D * H_D * W_D)
+        macs += channels * TAPS * T_D * (y * x + H_D * x + H_D * W_D)
+    return touched, macs
 
 
 def milliseconds(call: Callable[[], object], device: str) -> float:
@@ -140,8 +143,15 @@ def copy_bandwidth(device: str, megabytes: int) -> float:
     return 2 * block.numel() / statistics.median(times[2:])
 
 
+def matrix_rate(device: str, n: int) -> float:
+    """Multiply-adds a millisecond of a float32 matrix product."""
+    a, b = torch.randn(2, n, n, device=device)
+    times = [milliseconds(lambda: a @ b, device) for _ in range(10)]
+    return n**3 / statistics.median(times[2:])
+
+
 def measure(
-    B: int, T: int, zoom: str, device: str, n_runs: int, bandwidth: float, limit_gb: float
+    B: int, T: int, zoom: str, device: str, n_runs: int, rates: tuple[float, float], limit_gb: float
 ) -> list[dict]:
     """Forward, and forward with backward, of each way, by turns. A row a way."""
     torch.manual_seed(0)
@@ -167,12 +177,14 @@ def measure(
                 (WAYS[way](frames, theta, n) * gradient).sum().backward()
 
             times.setdefault((way, "forward and backward"), []).append(milliseconds(both, device))
-    limit = reached_bytes(theta, n, 3) / bandwidth
+    touched, macs = least_work(theta, n, 3)
+    limit, compute = touched / rates[0], macs / rates[1]
     ms = {key: statistics.median(values[1:]) for key, values in times.items()}
     loop_ms = {p: ms.get(("loop over clips", p), float("nan")) for _, p in ms}
     return [
         {"batch": B, "T": T, "zoom": zoom, "pass": what, "way": way, "ms": value,
          "of_loop": loop_ms[what] / value, "limit_ms": limit, "of_limit": value / limit,
+         "compute_ms": compute,
          "extra_MB": peak.get(way) if what == "forward" else None}
         for (way, what), value in ms.items()
     ]  # fmt: skip
@@ -190,22 +202,20 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if chosen.smoke:
         chosen.frames, chosen.runs = [20], 1
-    bandwidth = copy_bandwidth(device, 16 if chosen.smoke else 512)
+    rates = copy_bandwidth(device, 16 if chosen.smoke else 512), matrix_rate(device, 1024)
     rows = []
     for B in chosen.batches:
         for T in chosen.frames:
             for zoom in ZOOMS:
-                rows += measure(B, T, zoom, device, chosen.runs, bandwidth, chosen.memory)
+                rows += measure(B, T, zoom, device, chosen.runs, rates, chosen.memory)
     table = pd.DataFrame(rows)
-    print(
-        f"copy bandwidth {bandwidth / 1e6:.1f} GB/s on {device}, {torch.get_num_threads()} threads"
-    )
+    found = {"copy_gb_s": round(rates[0] / 1e6, 1), "matrix_gmacs_s": round(rates[1] / 1e6, 1)}
+    print(f"{device}, {torch.get_num_threads()} threads: {found}")
     print(records.as_text(table).to_string(index=False))
     if chosen.out:
         command = shlex.join(["python", "benchmarks/sampler.py", *sys.argv[1:]])
         source = records.provenance(command, device, 0, f"random frames, {SIDE} x {SIDE}")
-        source["copy_bandwidth_gb_s"] = round(bandwidth / 1e6, 1)
-        records.write_measured(table, chosen.out, source)
+        records.write_measured(table, chosen.out, source | found)
 
 
 if __name__ == "__main__":

@@ -62,8 +62,9 @@ def test_the_ways_of_sampling_that_are_timed_give_the_same_volume():
         ramp = (5 * t[:, None, None] + y[:, None] + 2 * x).expand(2, 3, -1, -1, -1)
         linear = sampler.trilinear(ramp, theta, n)  # another filter, at the same places
         assert (linear - sampler.dense(ramp, theta, n)).abs().median() < 0.2
-    reached = sampler.reached_bytes(theta, n, 3) - 4 * 2 * 3 * 16 * 112 * 112
-    assert 0 < reached < frames.numel()
+    touched, macs = sampler.least_work(theta, n, 3)
+    assert 0 < touched - 4 * 2 * 3 * 16 * 112 * 112 < frames.numel()
+    assert 11 * 2 * 3 * 16 * 112 * 112 < macs < 11 * 2 * 3 * 16 * 3 * 224 * 224
 
 
 def test_the_benchmark_of_the_sampler_writes_its_table_with_a_limit(tmp_path, monkeypatch):

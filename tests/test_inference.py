@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torchvision.io import write_png
 
-from s2dlib.config import PRESETS
-from s2dlib.inference import exit_curve, exit_for, for_inference, predict
+from s2dlib.config import PRESETS, DataConfig, ModelConfig
+from s2dlib.data import load_clip
+from s2dlib.inference import exit_curve, exit_for, for_inference, predict, predict_video
 from s2dlib.model import build_model
+from s2dlib.video import read_frames
 
 NETWORKS = ["mini-kinetics", "kinetics400-x3d-s-m", "tdn-r50", "synthetic"]
 
@@ -107,3 +111,32 @@ def test_a_budget_chooses_the_highest_threshold_that_keeps_to_it():
     assert exit_for(TABLE, 1.0, 5.0, budget=1.0) == 0.3
     with pytest.raises(ValueError, match="at least SNet's own 1 G"):
         exit_for(TABLE, 1.0, 5.0, budget=0.5)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("zoom", [1.0, 0.2])
+def test_a_video_is_read_where_it_is_looked_at_and_judged_as_a_whole_clip(
+    folder, zoom, tmp_path, make_video
+):
+    n, data = 90, DataConfig(csv="", n_frames=40, frame_stride=2, short_side=40, crop=32)
+    path = make_video(tmp_path / "clip.mp4", n_frames=n, size=(48, 56))
+    if folder:
+        images, path = read_frames(path), tmp_path / "frames"
+        path.mkdir()
+        for i, image in enumerate(images):
+            write_png(image.contiguous(), str(path / f"{i + 1:05d}.png"))
+    model = build_model(
+        ModelConfig(
+            n_classes=7, snet="tiny-s", dnet="tiny-d", synopsis_size=(4, 16, 16),
+            detail_size=(4, 16, 16), context_dim=8, theta_dim=8,
+        )
+    ).eval()  # fmt: skip
+    with torch.no_grad():  # theta of the fc head starts at the whole clip; here it is zoomed in
+        model.snet.theta_head.branches.time.bias[1] = 3 * np.log(zoom)
+    frames = load_clip(path, 40, 2, 40)[:, :, 4:36, 7:39]  # of 40 x 47 pixels
+    expected = model(frames[None])
+    out, n_read = predict_video(model, path, data)
+    assert_close(out.scores, expected.scores, atol=1e-5, rtol=1e-4)
+    assert_close(out.detail_volume, expected.detail_volume, atol=1e-2, rtol=0)
+    stride = expected.theta.delta_t.item()
+    assert n_read <= 4 + min(4 * 11, 3 * stride + 12) and (zoom == 1 or n_read < 25)

@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -426,3 +427,23 @@ def test_only_the_wanted_images_of_a_folder_are_opened(tmp_path, read_barcodes):
     assert read_barcodes(read_frames(path, [29, 3, 11])) == [29, 3, 11]
     with pytest.raises(ClipError, match=r"00007\.jpg cannot be read"):
         read_frames(path, [6])
+
+
+def test_a_file_that_may_not_be_read_is_named():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "secret.mp4"
+        path.write_bytes(b"secret")
+        Path(folder).chmod(0o755)
+        path.chmod(0)
+        if os.geteuid() != 0:
+            with pytest.raises(ClipError, match="no permission to read it"):
+                video._open(str(path))
+            return
+        if (child := os.fork()) == 0:  # root may read all, so as nobody
+            os.setuid(65534)
+            try:
+                video._open(str(path))
+            except ClipError as error:
+                os._exit(0 if error.cause == "no permission to read it" else 2)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
