@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from s2dlib.config import PRESETS, DataConfig, TrainConfig
+from s2dlib.config import PRESETS, DataConfig, Preset, TrainConfig
 from s2dlib.data import VideoDataset, collate
 from s2dlib.losses import s2d_loss
 from s2dlib.model import S2DNet, build_model
 from s2dlib.results import provenance, write_measured
 from s2dlib.synthetic import write_dataset
-from s2dlib.train import batches, make_optimizer, seed_everything, train_epoch
+from s2dlib.train import batches, fit, make_optimizer, seed_everything, train_epoch
 
 
 class InMemory(Dataset):
@@ -115,6 +115,27 @@ def measure(
     return pd.DataFrame(rows[1:])
 
 
+def by_processes(
+    preset: Preset, config: TrainConfig, csv: str, counts: list[int], device: torch.device
+) -> dict[str, float]:
+    """Clips a second of whole trainings in several processes at one global batch (parallel.launch).
+
+    Of the second epoch of three, which neither starts anything nor evaluates.
+    """
+    data = replace(preset.data, csv=csv, cache=None)
+    config = replace(config, epochs=3, eval_every=3, warmup_epochs=0.0)
+    found = {}
+    for n in counts:
+        sets = (VideoDataset(data, split, train=split == "train") for split in ("train", "val"))
+        train_set, val_set = sets
+        with tempfile.TemporaryDirectory() as folder:
+            how = {"run_dir": folder, "device": device, "processes": n}
+            history = fit(build_model(preset.model), train_set, val_set, config, **how)
+        n_clips = len(train_set) // config.batch_size * config.batch_size
+        found[f"loop, {n} processes"] = n_clips / history[1]["seconds"]
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="synthetic", choices=PRESETS)
@@ -124,6 +145,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--steps", type=int, default=10, help="of a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--processes", type=int, nargs="+", default=[], help="train in so many")
     parser.add_argument("--out", help="stem of the files written; without it nothing is")
     parser.add_argument("--smoke", action="store_true", help="one round of two steps of two clips")
     args = parser.parse_args()
@@ -144,9 +166,10 @@ def main() -> None:
             videos = VideoDataset(replace(preset.data, csv=csv, cache=None), "train", train=True)
         how = (config, videos, args.steps, args.rounds, device)
         rounds = measure(build_model(preset.model), preset.data, *how)
+        scaling = by_processes(preset, config, csv, args.processes, device) if csv else {}
     row = {"preset": args.preset, "batch_size": config.batch_size, "workers": config.workers}
     row |= rounds.median().to_dict()
-    row |= {"loop_of_step": (rounds["loop"] / rounds["step"]).median()}
+    row |= {"loop_of_step": (rounds["loop"] / rounds["step"]).median()} | scaling
     command = shlex.join(["python", "benchmarks/training.py", *sys.argv[1:]])
     source = provenance(command, device, 0, csv if args.csv else args.preset)
     table = pd.DataFrame([row | {"rounds": args.rounds, "device": source["device"]}])

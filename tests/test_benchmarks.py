@@ -85,10 +85,17 @@ def test_the_benchmark_of_models_times_each_way_beside_s2dnet(tmp_path, monkeypa
 
 
 def test_the_training_benchmark_measures_loop_step_and_loader(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "training.py", "--smoke", "--out"]
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "training.py",
+        "--smoke",
+        "--processes",
+        "1",
+        "--out",
+    ]
     environment = {"PYTHONPATH": str(ROOT)} | os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*command, tmp_path / "training"], check=True, env=environment, cwd=tmp_path)
     row = pd.read_csv(tmp_path / "training.csv").iloc[0]
-    assert row.loop > 0 and row.loader > 0 and row.step > 0
+    assert row.loop > 0 and row.loader > 0 and row.step > 0 and row["loop, 1 processes"] > 0
     assert abs(row.loop_of_step - row.loop / row.step) < 1e-3  # of one round
     assert json.loads((tmp_path / "training.json").read_text())["versions"]["torch"]
