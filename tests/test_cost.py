@@ -53,6 +53,15 @@ def test_every_parameter_of_every_row_is_in_one_part(variant):
     assert (table["gmacs"] == 0).sum() == absent
 
 
+def test_a_large_clip_is_counted_by_the_dense_form_of_the_sampler():
+    model = build_model("mini-kinetics")
+    table = count(model, 150, 224, 224).set_index("part")["gmacs"]
+    assert table["time filter"] == pytest.approx(3 * 16 * 150 * 224 * 224 / 1e9)
+    space = 3 * 16 * (112 * 224 * 224 + 112 * 224 * 112) / 1e9
+    assert table["space filters"] == pytest.approx(space)
+    assert model.detail_sampler.how == "auto"
+
+
 def test_the_model_that_is_counted_stays_where_and_as_it_is():
     model = build_model("synthetic").train()
     count(model, 64, 72, 72)
