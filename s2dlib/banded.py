@@ -118,9 +118,9 @@ class OnCpu:
         out = p_y.new_empty(B, C, *p_y.shape[1:], p_x.shape[-1])
         taps = band(p_t, n[:, None])
         for b, z, ys, xs, pixels in _reached(frames, taps, p_y, p_x, n):
-            weights = taps.weights[b, z, : pixels.shape[1]]  # (K,)
-            image = (weights @ pixels.flatten(2)).unflatten(1, pixels.shape[2:])  # (C, h, w)
-            out[b, :, z] = G_y[b, z, :, ys] @ image @ G_x[b, z, :, xs].T
+            weights = taps.weights[b, z, : len(pixels)]  # (K,)
+            image = (weights @ pixels.flatten(1)).view(pixels.shape[1:])  # (C, h, w)
+            out[b, :, z] = G_y[b, z, :, ys] @ across(image, G_x[b, z, :, xs])
         return out
 
     @staticmethod
@@ -134,14 +134,19 @@ class OnCpu:
         taps = band(p_t, n[:, None])
         both = torch.stack((taps.weights, taps.slopes), dim=2)  # (B, T_D, 2, TAPS)
         for b, z, ys, xs, pixels in _reached(frames, taps, p_y, p_x, n):
-            images = both[b, z, :, : pixels.shape[1]] @ pixels.flatten(2)  # (C, 2, h w)
-            image, moved = images.unflatten(2, pixels.shape[2:]).unbind(1)  # (C, h, w) each
+            images = both[b, z, :, : len(pixels)] @ pixels.flatten(1)  # (2, C h w)
+            image, moved = images.view(2, *pixels.shape[1:])  # (C, h, w) each
             g, rows_x = gradient[b, :, z], G_x[b, z, :, xs]
             back = G_y[b, z, :, ys].T @ g  # (C, h, W_D)
-            g_t[b, z] = (back @ rows_x * moved).sum()
-            g_y[b, z] = (g * (S_y[b, z, :, ys] @ (image @ rows_x.T))).sum((0, 2))
-            g_x[b, z] = (back * (image @ S_x[b, z, :, xs].T)).sum((0, 1))
+            g_t[b, z] = (across(back, rows_x.T) * moved).sum()
+            g_y[b, z] = (g * (S_y[b, z, :, ys] @ across(image, rows_x))).sum((0, 2))
+            g_x[b, z] = (back * across(image, S_x[b, z, :, xs])).sum((0, 1))
         return g_t, g_y, g_x
+
+
+def across(image: Tensor, rows: Tensor) -> Tensor:
+    """Filter the columns of an image, in one product. (C, h, w), (n, w) -> (C, h, n)"""
+    return (image.flatten(0, 1) @ rows.T).view(*image.shape[:2], -1)
 
 
 def _reached(
@@ -149,7 +154,7 @@ def _reached(
 ) -> Iterator[tuple[int, int, slice, slice, Tensor]]:
     """Each detail frame b, z: the rows and columns that it reaches, and the raw pixels there.
 
-    The pixels, float (C, K, h, w), lie in one buffer: allocated anew for each, they would cost more
+    The pixels, float (K, C, h, w), lie in one buffer: allocated anew for each, they would cost more
     than the arithmetic.
     """
     C, (H, W) = frames.shape[1], frames.shape[-2:]
@@ -159,7 +164,7 @@ def _reached(
     for b in range(len(frames)):
         for z in range(p_y.shape[1]):
             t, ys, xs = first[b][z], slice(*rows[b][z]), slice(*columns[b][z])
-            seen = frames[b, :, t : min(t + TAPS, int(length[b])), ys, xs]
+            seen = frames[b, :, t : min(t + TAPS, int(length[b])), ys, xs].transpose(0, 1)
             yield b, z, ys, xs, buffer[: seen.numel()].view(seen.shape).copy_(seen)
 
 
