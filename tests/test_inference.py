@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.testing import assert_close
-from torchvision.io import write_png
 
 from s2dlib.config import PRESETS, DataConfig, ModelConfig
 from s2dlib.data import load_clip
@@ -124,7 +124,7 @@ def test_a_video_is_read_where_it_is_looked_at_and_judged_as_a_whole_clip(
         images, path = read_frames(path), tmp_path / "frames"
         path.mkdir()
         for i, image in enumerate(images):
-            write_png(image.contiguous(), str(path / f"{i + 1:05d}.png"))
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path / f"{i + 1:05d}.png")
     model = build_model(
         ModelConfig(
             n_classes=7, snet="tiny-s", dnet="tiny-d", synopsis_size=(4, 16, 16),
