@@ -267,6 +267,7 @@ rule cost:
         f"{SHOWN}/03_cost.ipynb",
     shell:
         "python -m s2dlib.run notebooks/03_cost.ipynb {output}"
+        f" -p run ../{RUNS}-a0-0 -p rows_of '[mini-kinetics, {PRESET}]'"
 
 
 rule latency:

@@ -30,6 +30,8 @@ class Taps:
     first: Tensor  # the first input. (..., n_out) int64
     weights: Tensor  # sum to 1; 0 beyond the end of an axis shorter than TAPS. (..., n_out, TAPS)
     slopes: Tensor  # of the weights when the centre moves. (..., n_out, TAPS)
+    log_z: Tensor  # log of the sum of exp(-far^2 / 2), far the offset from a tap. (..., n_out)
+    mean: Tensor  # of the offsets, by weight. (..., n_out)
 
 
 def band(p: Tensor, n_in: Tensor | int) -> Taps:
@@ -47,9 +49,11 @@ def band(p: Tensor, n_in: Tensor | int) -> Taps:
     r = first[..., None] + torch.arange(TAPS, device=p.device)  # (..., n_out, TAPS)
     far = p[..., None] - (r + 0.5)
     beyond = r >= torch.as_tensor(n_in, device=p.device)[..., None]
-    weights = (-0.5 * far**2).masked_fill(beyond, -torch.inf).softmax(dim=-1)
-    slopes = weights * ((weights * far).sum(dim=-1, keepdim=True) - far)
-    return Taps(first, weights, slopes)
+    logs = (-0.5 * far**2).masked_fill(beyond, -torch.inf)
+    weights = logs.softmax(dim=-1)
+    mean = (weights * far).sum(dim=-1)
+    slopes = weights * (mean[..., None] - far)
+    return Taps(first, weights, slopes, logs.logsumexp(dim=-1), mean)
 
 
 def filters(taps: Taps, n_in: int) -> tuple[Tensor, Tensor]:

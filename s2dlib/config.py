@@ -352,7 +352,7 @@ PRESETS: dict[str, Preset] = {
         data=_SSV2,
         recipes=_ALONE_RECIPES,
     ),
-    # Table 1 and Table 4, TDN-R50: top-1 65.3, 72 G. Counted: 71.2 G
+    # Table 1 and Table 4, TDN-R50: top-1 65.3, 72 G. Counted: 71.3 G
     "tdn-r50": Preset(  # 16 segments of 5 frames, almost one after another in a clip of 85
         model=ModelConfig(n_classes=174, snet="tdn-r50", dnet=None, synopsis_size=(80, 224, 224)),
         data=_SSV2,

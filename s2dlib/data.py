@@ -143,6 +143,33 @@ def _draw(n: int, generator: Generator) -> int:
     return int(torch.randint(n, (), generator=generator))
 
 
+def windows(
+    height: int, width: int, config: DataConfig, n_crops: int, generator: Generator | None
+) -> list[tuple[int, int, int, bool]]:
+    """Which squares of the frames a clip is cut from (Sec. 4.1).
+
+    Args:
+        height, width: of the frames at short_side, pixels.
+        n_crops: in testing 1, the centre, or 3 along the longer side.
+        generator: draws one of random scale, place and flip (training); None: testing.
+
+    Returns:
+        For each its side, top, left (pixels), and whether it is mirrored.
+    """
+    if generator is not None:
+        scale = config.scales[_draw(len(config.scales), generator)]
+        side = max(1, round(scale * config.short_side))
+        y, x = _draw(height - side + 1, generator), _draw(width - side + 1, generator)
+        return [(side, y, x, config.flip and _draw(2, generator) == 1)]
+    side = config.crop
+    y, x = height - side, width - side  # the last places
+    if n_crops == 1:
+        return [(side, y // 2, x // 2, False)]
+    if height > width:
+        return [(side, at, x // 2, False) for at in (0, y // 2, y)]
+    return [(side, y // 2, at, False) for at in (0, x // 2, x)]
+
+
 def load_clip(
     path: str | Path,
     n_frames: int | None = None,
@@ -224,10 +251,10 @@ class VideoDataset(Dataset):
             seeds = np.random.SeedSequence((self.seed, int(self._epoch), index))
             generator = Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
         frames, start = self._frames(self._paths[index], generator)  # (T, C, H, W)
-        windows = self._windows(*frames.shape[-2:], generator)
-        item = {"frames": [self._crop(frames, *window) for window in windows]}  # (C, T, H, W) each
+        where = windows(*frames.shape[-2:], self.config, self.n_crops, generator)
+        item = {"frames": [self._crop(frames, *window) for window in where]}  # (C, T, H, W) each
         if self._truth is not None:
-            item["truth"] = [self._seen(index, start, *window) for window in windows]
+            item["truth"] = [self._seen(index, start, *window) for window in where]
         item = {k: torch.stack(v) if self.n_crops > 1 else v[0] for k, v in item.items()}
         return item | {"label": self._labels[index], "index": index}
 
@@ -305,23 +332,6 @@ class VideoDataset(Dataset):
                 np.save(out, self._decode(path))
             os.replace(temporary, file)
             return np.lib.format.open_memmap(file, mode="r")
-
-    def _windows(
-        self, height: int, width: int, generator: Generator | None
-    ) -> list[tuple[int, int, int, bool]]:
-        """Which squares of the frames a clip is cut from: side, top, left, whether mirrored."""
-        if generator is not None:
-            scale = self.config.scales[_draw(len(self.config.scales), generator)]
-            side = max(1, round(scale * self.config.short_side))
-            y, x = _draw(height - side + 1, generator), _draw(width - side + 1, generator)
-            return [(side, y, x, self.config.flip and _draw(2, generator) == 1)]
-        side = self.config.crop
-        y, x = height - side, width - side  # the last places
-        if self.n_crops == 1:
-            return [(side, y // 2, x // 2, False)]
-        if height > width:
-            return [(side, at, x // 2, False) for at in (0, y // 2, y)]
-        return [(side, y // 2, at, False) for at in (0, x // 2, x)]
 
     def _crop(self, frames: np.ndarray, side: int, y: int, x: int, flip: bool) -> Tensor:
         """A square of the frames at crop pixels a side. (T, C, H, W) -> (C, T, crop, crop)"""

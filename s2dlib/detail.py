@@ -31,7 +31,7 @@ class LateralFusion(nn.Module):
         """features: e-hat (B, C, T_D, h, w); context: m (B, C_m). Returns (B, C, T_D, h, w)."""
         C = features.shape[1]
         W_e, W_m = self.conv.weight[:, :, 0, 0, 0].split((C, context.shape[1]), dim=1)
-        fused = F.linear(features.permute(0, 2, 3, 4, 1), W_e)  # three times as fast as conv3d
+        fused = F.linear(features.permute(0, 2, 3, 4, 1), W_e)  # conv3d takes a slow path on CPUs
         fused = fused + F.linear(context, W_m, self.conv.bias)[:, None, None, None]
         return self.bn(fused.permute(0, 4, 1, 2, 3)).relu()
 

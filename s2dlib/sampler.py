@@ -220,6 +220,12 @@ def distance_to_truth(
     }
 
 
+def uniform_times(n_frames: Tensor, T_S: int) -> Tensor:
+    """The frames at the centres of T_S equal segments of each clip. (B,) -> (B, T_S) int64"""
+    z = torch.arange(T_S, device=n_frames.device)  # (T_S,)
+    return (2 * z + 1) * n_frames[:, None] // (2 * T_S)  # (z + 0.5) n / T_S, exact
+
+
 class UniformSampler(nn.Module):
     """The synopsis sampler: T_S frames, uniform over the clip, resized to H_S x W_S (Sec. 3.1).
 
@@ -234,8 +240,7 @@ class UniformSampler(nn.Module):
         """frames: raw frames I (B, C, T, H, W); n_frames (B,). Returns V (B, C, T_S, H_S, W_S)."""
         B, C = frames.shape[:2]
         T_S, H_S, W_S = self.size
-        z = torch.arange(T_S, device=frames.device)  # (T_S,)
-        t = (2 * z + 1) * n_frames[:, None] // (2 * T_S)  # (z + 0.5) n / T_S, exact. (B, T_S)
+        t = uniform_times(n_frames, T_S)  # (B, T_S)
         picked = frames.transpose(1, 2)[torch.arange(B, device=t.device)[:, None], t]
         images = picked.flatten(0, 1).float()  # (B T_S, C, H, W)
         if images.shape[-2:] != (H_S, W_S):

@@ -164,10 +164,6 @@ class OnCuda:
 
 
 def _statistics(p: Tensor, n_in: int) -> Tensor:
-    """Log of the sum of exp(-far^2 / 2), and the mean offset, of each filter. (..., n_out, 2)"""
-    r = band(p, n_in).first[..., None] + torch.arange(TAPS, device=p.device)
-    far = (p[..., None] - (r + 0.5)).masked_fill(r >= n_in, torch.inf)
-    log_z = (-0.5 * far**2).logsumexp(dim=-1)
-    weights = torch.exp(-0.5 * far**2 - log_z[..., None])
-    mean = torch.where(weights > 0, weights * far, 0.0).sum(dim=-1)
-    return torch.stack((log_z, mean), dim=-1)
+    """Log normaliser and mean offset of each filter, side by side. (..., n_out, 2)"""
+    taps = band(p, n_in)
+    return torch.stack((taps.log_z, taps.mean), dim=-1)

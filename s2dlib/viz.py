@@ -20,7 +20,7 @@ from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
 from s2dlib.model import Output
-from s2dlib.sampler import Theta, grid_centres
+from s2dlib.sampler import Theta, grid_centres, uniform_times
 
 BLUE, ORANGE, GREEN, RED = sns.color_palette("colorblind")[:4]
 FONT = 9  # points; nothing is smaller than 8
@@ -379,7 +379,7 @@ def _detail_times(theta: Theta, T: int, T_D: int) -> Tensor:
 
 def _uniform_times(T: int, T_S: int) -> np.ndarray:
     """Middles of the raw frames that the synopsis sampler takes. (T_S,)"""
-    return np.floor((np.arange(T_S) + 0.5) / T_S * T) + 0.5
+    return uniform_times(torch.tensor([T]), T_S)[0].numpy() + 0.5
 
 
 def _image(frame: Tensor) -> np.ndarray:

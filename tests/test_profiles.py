@@ -68,13 +68,13 @@ def test_the_job_of_kubernetes_is_a_manifest_with_the_script_and_its_resources(t
     scripts, sh = TOP / "profiles" / "kubernetes", shutil.which("sh")
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "S2D_IMAGE": "registry/image:1"}
     how = {"env": environment, "text": True, "cwd": tmp_path}
-    command = [sh, scripts / "job.sh", "10", "64000", "1", "/work/job.sh"]
+    command = [sh, scripts / "job.sh", "10", "64000", "1", "/s2dnet/job.sh"]
     name = subprocess.check_output(command, **how).strip()
     job = yaml.safe_load((tmp_path / "job.yaml").read_text())
     pod = job["spec"]["template"]["spec"]
     container = pod["containers"][0]
     assert job["metadata"]["name"] == name and container["image"] == "registry/image:1"
-    assert container["command"] == ["sh", "/work/job.sh"]
+    assert container["command"] == ["sh", "/s2dnet/job.sh"]
     assert container["workingDir"] == str(tmp_path)
     assert container["resources"]["limits"] == {"memory": "64000M", "nvidia.com/gpu": 1}
     assert {v["name"] for v in pod["volumes"]} == {m["name"] for m in container["volumeMounts"]}

@@ -19,7 +19,7 @@ spec:
           command: [sh, "$4"]
           workingDir: $PWD
           volumeMounts:
-            - {name: work, mountPath: /work}
+            - {name: work, mountPath: /s2dnet}
             - {name: shm, mountPath: /dev/shm}
           resources:
             requests: {cpu: $1, memory: $2M}
