@@ -315,6 +315,7 @@ def _count(source: _Source) -> tuple[int, int]:
 
 CAUSES = {  # what decord says when it opens a bad file, and what that means
     "Error reading": "not a video, or cut off before its index",
+    "(-1128613112": "cut off within its index, or in a format without a decoder here",  # FFmpeg's
     "cannot find video stream": "holds no video stream (audio only?)",
     "av_read_frame failed": "cut off or damaged",
     "Failed to measure duration": "does not say how long it is; encode it again",

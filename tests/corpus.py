@@ -161,8 +161,12 @@ def make_corpus(folder: Path) -> list[Case]:
     add(f / "text.mp4", "not a video")
     add(f / "missing.mp4", "no such file")
     add(write_sound(f / "sound only.mp4"), "no video stream")
-    for percent in (10, 50, 90):
+    for percent in (10, 50):
         add(cut(write(f / f"cut at {percent}.mp4"), percent), "cut off before its index")
+    path = write(f / "cut in its index.mp4")
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"minf") + 10])  # that there is video, not of what kind
+    add(path, "cut off within its index")
     for percent in (10, 50, 90, 99):
         path = write(f / f"index first, cut at {percent}.mp4", muxer=FASTSTART)
         add(cut(path, percent), "cut off")
