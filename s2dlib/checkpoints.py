@@ -26,8 +26,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
+from s2dlib.config import WEIGHTS
+
 log = logging.getLogger(__name__)
-CHECKPOINTS, WEIGHTS, STATE, SUMS = "checkpoints", "model.safetensors", "state.pt", "sha256.json"
+CHECKPOINTS, STATE, SUMS = "checkpoints", "state.pt", "sha256.json"
 BEST = "best"  # a link to the checkpoint of the best val_top1 so far
 
 

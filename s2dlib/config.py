@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 Size = tuple[int, int, int]  # frames, rows, columns
+CONFIG_FILE, METRICS_FILE, WEIGHTS = "config.json", "metrics.json", "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +172,20 @@ def variant_of(config: ModelConfig, variant: str) -> ModelConfig:
         rows = ", ".join(sorted({*VARIANTS, *SAME_RUN}))
         raise ValueError(f"no row {variant!r} in Table 2; the rows are {rows}")
     return replace(config, **VARIANTS[row])
+
+
+def with_networks_of(preset: Preset, model: ModelConfig, data: DataConfig) -> Preset:
+    """A preset that goes on from a trained model: its networks and the clips they are used to.
+
+    Recipes, files, k, mirroring and test crops stay the preset's.
+
+    Args:
+        model, data: of the trained model (S2DNet.config, S2DNet.data).
+    """
+    names = ("n_frames", "frame_stride", "short_side", "crop", "scales", "gray")
+    clips = replace(preset.data, **{name: getattr(data, name) for name in names})
+    own = {"n_classes": preset.model.n_classes, "k": preset.model.k}
+    return replace(preset, model=replace(model, **own), data=clips)
 
 
 def override(preset: Preset, recipe: str, changes: dict[str, Any]) -> Preset:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from s2dlib.backbones import Backbone, mobilenet_v2, resnet50, tiny
-from s2dlib.config import PRESETS, ModelConfig, variant_of
+from s2dlib.card import card_text
+from s2dlib.config import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    PRESETS,
+    WEIGHTS,
+    DataConfig,
+    ModelConfig,
+    variant_of,
+)
 from s2dlib.detail import DNet
 from s2dlib.sampler import DetailSampler, Theta, UniformSampler, check_clips, frozen_theta
 from s2dlib.swin import swin3d_t
@@ -35,17 +50,115 @@ class Output:
     detail_logits: Tensor | None  # DNet's; softmax is p-hat. (B, N)
 
 
-class S2DNet(nn.Module):
-    """Synopsis-to-Detail Network (Sec. 3); rows a1 and a2 of Table 2 lack one of its networks."""
+class S2DNet(nn.Module, ModelHubMixin):
+    """Synopsis-to-Detail Network (Sec. 3); rows a1 and a2 of Table 2 lack one of its networks.
+
+    Shared as config.json, model.safetensors and README.md, a model card: save_pretrained(folder),
+    from_pretrained(folder or hub id), push_to_hub(hub id). The folder of a run is one of these.
+
+    Attributes:
+        record: of the run that trained it, its config.json (results.write_record): classes, data,
+            recipe, provenance, and metrics; empty for a model that was built.
+    """
 
     def __init__(self, config: ModelConfig, snet: SNet | None, dnet: DNet | None) -> None:
         super().__init__()
         self.config = config
+        self.record: dict[str, Any] = {}
         self.snet, self.dnet = snet, dnet
         self.synopsis_sampler = UniformSampler(config.synopsis_size)
         self.detail_sampler = DetailSampler(config.detail_size, config.filters)
         for name, value in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1, 1), persistent=False)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the actions; their numbers, for a model that was not trained."""
+        return self.record.get("classes") or [str(n) for n in range(self.config.n_classes)]
+
+    @property
+    def data(self) -> DataConfig:
+        """How the clips that it was trained on are chosen and cropped.
+
+        Raises:
+            ValueError: the model was built, not trained.
+        """
+        if "data" not in self.record:
+            raise ValueError("expected a trained model: this one's record says nothing of its data")
+        return DataConfig(**self.record["data"])
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **how: Any) -> S2DNet:  # noqa: ANN401
+        """A trained model, in evaluation mode, with its record. Nothing is unpickled.
+
+        Args:
+            source: the folder of a run, one that save_pretrained wrote, or a model's id on the hub.
+            how: revision, token, cache_dir and so on, of huggingface_hub.
+
+        Raises:
+            FileNotFoundError: neither a folder that holds a model nor one that the hub has.
+            ValueError: the weights are not those of the architecture in config.json.
+        """
+        folder = Path(source)
+        if not folder.is_dir() and folder.parent != Path() and folder.parent.is_dir():
+            raise FileNotFoundError(f"{source}: no such folder in {folder.parent}")
+        try:
+            return super().from_pretrained(source, **how)
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+            raise FileNotFoundError(
+                f"{source}: expected a folder with {CONFIG_FILE} and {WEIGHTS}, or the id of a "
+                f"model on the hub; there is no such folder, and the hub says: {error}"
+            ) from error
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, config: dict[str, Any] | None = None, **how: str | bool | None
+    ) -> S2DNet:
+        """What from_pretrained of the mixin calls, with the config.json that it has read."""
+        folder, record = Path(model_id), config or {}
+        if "model" not in record:
+            raise FileNotFoundError(
+                f"{model_id}: expected {CONFIG_FILE} of a model, with its networks"
+            )
+        weights = folder / WEIGHTS
+        if not folder.is_dir():
+            weights = Path(hf_hub_download(model_id, WEIGHTS, **how))
+        elif not weights.is_file():
+            raise FileNotFoundError(
+                f"{weights}: expected the weights, which a training leaves there and git does not "
+                f"keep; train the run again with the command in its {CONFIG_FILE}"
+            )
+        if (metrics := folder / METRICS_FILE).is_file():
+            record["metrics"] = json.loads(metrics.read_text())
+        model = build_model(ModelConfig(**record["model"]))
+        try:
+            state = load_file(weights)
+        except SafetensorError as error:
+            raise ValueError(f"{weights}: not a safetensors file ({error})") from error
+        if differs := mismatch(state, model.state_dict()):
+            raise ValueError(f"{weights}: not the weights of the model in {CONFIG_FILE}; {differs}")
+        model.load_state_dict(state)
+        model.record = record
+        return model.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What save_pretrained of the mixin calls."""
+        state = {k: v.contiguous() for k, v in self.state_dict().items()}
+        (save_directory / WEIGHTS).write_bytes(save(state))
+        (save_directory / CONFIG_FILE).write_text(json.dumps(self._to_share(), indent=1) + "\n")
+
+    def generate_model_card(self, *_: object, **__: object) -> ModelCard:
+        """README.md of a shared model: data, recipe, results, how to use it."""
+        n_parameters = sum(p.numel() for p in self.parameters())
+        return ModelCard(card_text(self._to_share(), n_parameters))
+
+    def _to_share(self) -> dict[str, Any]:
+        """The record, without the paths of its owner's data."""
+        record = self.record | {"model": asdict(self.config), "classes": self.classes}
+        if "data" in record:
+            names = {"csv": Path(record["data"]["csv"]).name, "cache": None}
+            record["data"] = record["data"] | names
+        return record
 
     def normalise(self, frames: Tensor, scale: float) -> Tensor:
         """Per channel, to ImageNet's mean and spread; gray clips become three channels here.
@@ -178,6 +291,59 @@ def build_model(
         context_dim = config.context_dim if snet is not None else 0
         dnet = DNet(backbone, config.n_classes, context_dim, config.fuse_context, config.dropout)
     return S2DNet(config, snet, dnet)
+
+
+def mismatch(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """In words, how weights differ from those that a model has; empty where they do not."""
+    shapes = {k: (tuple(v.shape), tuple(own[k].shape)) for k, v in state.items() if k in own}
+    found = {
+        "it lacks": {k.rpartition(".")[0] for k in own.keys() - state.keys()},  # modules
+        "it has besides": {k.rpartition(".")[0] for k in state.keys() - own.keys()},
+        "shapes (there, here)": {f"{k} {a} {b}" for k, (a, b) in shapes.items() if a != b},
+    }
+    parts = []
+    for words, names in found.items():
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        parts += [f"{words} {', '.join(sorted(names)[:6])}{more}"] if names else []
+    return "; ".join(parts)
+
+
+# Weights of which each row belongs to a class, and those whose last inputs are s.
+CLASS_ROWS = [f"{net}.classifier.{part}" for net in ("snet", "dnet") for part in ("weight", "bias")]
+CLASS_INPUTS = ["snet.theta_head.convolutions.0.weight", "snet.context_head.fc.weight"]
+
+
+@torch.no_grad()
+def take_up(model: S2DNet, start: S2DNet, classes: Sequence[str]) -> None:
+    """Start a model from a trained one of the same networks, for the same or for other classes.
+
+    What belongs to a class (rows of h_s and h_d, the inputs of s in f_theta and f_m) is taken up by
+    the class's name; for a new class it keeps the model's own start.
+
+    Args:
+        model: its weights are replaced.
+        start: the trained model, with the names of its classes.
+        classes: names of the model's classes, in order.
+
+    Raises:
+        ValueError: the networks differ; it says in what.
+    """
+    with torch.device("meta"):  # shapes alone: the trained model, had it these classes
+        alike = build_model(start.config, n_classes=len(classes)).state_dict()
+    own, state = model.state_dict(), start.state_dict()
+    if differs := mismatch(alike, own):
+        raise ValueError(f"the checkpoint is of another architecture than the model: {differs}")
+    here = [n for n, name in enumerate(classes) if name in start.classes]
+    there = [start.classes.index(classes[n]) for n in here]
+    for name, weight in own.items():
+        if name in CLASS_ROWS:
+            weight[here] = state[name][there]
+        elif name in CLASS_INPUTS:
+            C = weight.shape[1] - len(classes)  # channels of e, before s
+            weight[:, :C] = state[name][:, :C]
+            weight[:, [C + n for n in here]] = state[name][:, [C + n for n in there]]
+        else:
+            weight.copy_(state[name])
 
 
 def load_networks(model: S2DNet, snet: str | Path | None, dnet: str | Path | None) -> None:

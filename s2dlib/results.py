@@ -21,15 +21,14 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 from scipy import stats
 from torch import Tensor
 
-from s2dlib.config import PRESETS, SAME_RUN, DataConfig, ModelConfig
+from s2dlib.config import CONFIG_FILE, METRICS_FILE, PRESETS, SAME_RUN, DataConfig
 from s2dlib.data import TRUTH, VideoDataset, load_batches
-from s2dlib.model import S2DNet, build_model
+from s2dlib.model import S2DNet
 from s2dlib.sampler import Theta, distance_to_truth, frozen_theta, nearest_detail_frame
-from s2dlib.train import WEIGHTS, evaluate
+from s2dlib.train import evaluate
 
 PACKAGES = (
     "torch",
@@ -134,11 +133,11 @@ def write_record(
     """Write config.json, history.csv and, last, metrics.json; a kill leaves no half record."""
     run_dir = Path(run_dir)
     texts = {
-        "config.json": json.dumps(config, indent=1) + "\n",
+        CONFIG_FILE: json.dumps(config, indent=1) + "\n",
         "history.csv": pd.DataFrame(history).to_csv(index=False, float_format="%.6g"),
-        "metrics.json": json.dumps(metrics, indent=1) + "\n",
+        METRICS_FILE: json.dumps(metrics, indent=1) + "\n",
     }
-    (run_dir / "metrics.json").unlink(missing_ok=True)  # an older run's: not complete until below
+    (run_dir / METRICS_FILE).unlink(missing_ok=True)  # an older run's: not complete until below
     for name, text in texts.items():
         _write(run_dir / name, text)
 
@@ -153,7 +152,7 @@ def read_records(runs_dir: str | Path) -> pd.DataFrame:
         raise FileNotFoundError(f"{runs_dir}: expected the folder of runs; make reproduce fills it")
     rows = []
     for folder in sorted(p for p in runs_dir.iterdir() if p.is_dir()):
-        config, metrics = _read(folder / "config.json"), _read(folder / "metrics.json")
+        config, metrics = _read(folder / CONFIG_FILE), _read(folder / METRICS_FILE)
         if metrics and not config:
             raise ValueError(f"{folder}: metrics.json without config.json; run it again")
         source = config.get("provenance", {})
@@ -336,17 +335,9 @@ def command(
 
 
 def load_run(run_dir: str | Path) -> tuple[S2DNet, dict[str, Any]]:
-    """The trained model of a run, ready to evaluate, and the run's config.json."""
-    config = _read(Path(run_dir) / "config.json")
-    weights = Path(run_dir) / WEIGHTS
-    if not config or not weights.is_file():
-        raise FileNotFoundError(
-            f"{run_dir}: expected config.json and {WEIGHTS}, which a training leaves there and git "
-            "does not keep; train the run again with the command in its config.json"
-        )
-    model = build_model(ModelConfig(**config["model"]))
-    model.load_state_dict(load_file(weights))
-    return model.eval(), config
+    """The trained model of a run, or a shared one, ready to evaluate, and its config.json."""
+    model = S2DNet.from_pretrained(run_dir)
+    return model, model.record
 
 
 @torch.no_grad()

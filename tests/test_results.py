@@ -9,7 +9,7 @@ import pytest
 from torch.testing import assert_close
 
 from s2dlib import results
-from s2dlib.config import PRESETS
+from s2dlib.config import PRESETS, WEIGHTS
 from s2dlib.data import VideoDataset, collate
 from s2dlib.model import build_model
 from s2dlib.results import (
@@ -32,7 +32,7 @@ from s2dlib.results import (
 )
 from s2dlib.sampler import frozen_theta
 from s2dlib.synthetic import write_dataset
-from s2dlib.train import WEIGHTS, write_weights
+from s2dlib.train import write_weights
 
 PAPER = Path(__file__).resolve().parents[1] / "results" / "paper.csv"
 

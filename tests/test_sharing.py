@@ -1,0 +1,224 @@
+"""A model shared as a folder or by a hub: the same outputs, its record, no pickle; fine-tuning."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from dataclasses import asdict, replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from torch.testing import assert_close
+
+from s2dlib.config import CONFIG_FILE, PRESETS, WEIGHTS, DataConfig, ModelConfig, with_networks_of
+from s2dlib.model import S2DNet, build_model, take_up
+
+SMALL = ModelConfig(
+    n_classes=6,
+    snet="tiny-s",
+    dnet="tiny-d",
+    synopsis_size=(4, 12, 12),
+    detail_size=(3, 10, 10),
+    context_dim=8,
+    theta_dim=6,
+)
+NAMES = ["run", "walk", "sit", "stand", "jump", "wave"]
+DATA = DataConfig(
+    csv="/home/someone/secret/mine.csv", n_frames=9, crop=20, short_side=24, gray=True
+)
+
+
+def trained(classes=NAMES, variant="a0", **changes):
+    """A model as after a training, with its record and no two weights alike."""
+    model = build_model(replace(SMALL, **changes), variant, n_classes=len(classes))
+    with torch.no_grad():
+        for weight in model.state_dict().values():
+            if weight.is_floating_point():
+                weight.uniform_(0.1, 0.9)
+    model.record = {"preset": "videos", "variant": variant, "seed": 3, "test_split": "test"}
+    model.record |= {"classes": list(classes), "data": asdict(DATA)}
+    model.record |= {"recipe": "joint", "recipes": {"joint": {"epochs": 7, "lr": 2e-3}}}
+    source = {"command": "a command", "commit": "abc", "data": "mine", "versions": {"torch": "2"}}
+    model.record |= {"provenance": source, "metrics": {"top1": 71.25, "n_clips": 40}}
+    return model.eval()
+
+
+def clips():
+    return torch.randint(0, 256, (2, 1, 9, 20, 24), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("variant", ["a0", "a1", "a2", "b2"])
+def test_a_model_comes_back_from_its_folder_the_same_with_its_record(tmp_path, variant):
+    model, frames = trained(variant=variant), clips()
+    model.save_pretrained(tmp_path / "shared")
+    back = S2DNet.from_pretrained(tmp_path / "shared")
+    assert_close(back(frames).scores, model(frames).scores, rtol=0, atol=0)
+    assert not back.training and back.config == model.config and back.classes == NAMES
+    assert back.record["provenance"] == model.record["provenance"]
+    assert replace(back.data, csv=DATA.csv) == DATA
+
+
+def test_a_runs_folder_is_a_shared_model_with_its_metrics(runs):
+    model = S2DNet.from_pretrained(runs / "synthetic-a0-0")
+    assert model.record["metrics"]["top1"] == 5.0
+    assert model.classes[0] == "upright tall bar>pole" and model.data.n_frames == 48
+
+
+def test_what_is_shared_holds_no_path_of_its_owner_and_no_pickle(tmp_path):
+    trained().save_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", CONFIG_FILE, WEIGHTS]
+    for path in tmp_path.iterdir():
+        assert b"secret" not in path.read_bytes(), path.name
+    record = json.loads((tmp_path / CONFIG_FILE).read_text())
+    assert (record["data"]["csv"], record["data"]["cache"]) == ("mine.csv", None)
+
+
+def test_a_pickle_in_the_place_of_the_weights_is_refused_and_not_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    trained().save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    (tmp_path / WEIGHTS).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        S2DNet.from_pretrained(tmp_path)
+    (tmp_path / WEIGHTS).unlink()  # nor is a pickle beside it taken in its place
+    with pytest.raises(FileNotFoundError, match="expected the weights"):
+        S2DNet.from_pretrained(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_card_tells_what_was_trained_and_measured_and_dashes_for_the_rest(
+    tmp_path,
+):
+    trained().save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.eval_results[0].metric_value == 0.7125
+    assert card.data.eval_results[0].dataset_name == "mine"
+    for line in ("| top-1 (%) | 71.25 |", "| top-5 (%) | - |", "| epochs | 7 |", "| seed | 3 |"):
+        assert line in card.text
+    assert "a command" in card.text and "run; walk; sit" in card.text
+
+
+def test_an_untrained_model_has_a_card_of_dashes_and_no_data(tmp_path):
+    model = build_model(SMALL)
+    model.save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.eval_results is None and "| top-1 (%) | - |" in card.text
+    with pytest.raises(ValueError, match="expected a trained model"):
+        _ = S2DNet.from_pretrained(tmp_path).data
+
+
+def test_weights_of_another_architecture_are_an_error_that_names_the_difference(tmp_path):
+    trained().save_pretrained(tmp_path)
+    record = json.loads((tmp_path / CONFIG_FILE).read_text())
+    record["model"] |= {"fuse_context": False, "context_dim": 4}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(record))
+    what = r"besides dnet.fusions.res3.bn, .*dnet.classifier.weight .6, 72. .6, 68."
+    with pytest.raises(ValueError, match=what):
+        S2DNet.from_pretrained(tmp_path)
+
+
+def test_a_source_that_is_no_folder_and_no_hub_id_is_an_error_in_a_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a folder with config.json"):
+        S2DNet.from_pretrained("results/models/no-such/model")
+    with pytest.raises(FileNotFoundError, match="no such folder in"):  # and no hub is asked
+        S2DNet.from_pretrained(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match="expected config.json"):
+        S2DNet.from_pretrained(tmp_path)
+
+
+class Hub(SimpleHTTPRequestHandler):
+    """The two routes of a hub that a download takes, over a folder <owner>/<model>/<file>."""
+
+    def send_head(self):
+        owner, model, _, _, name = self.path.strip("/").split("/")
+        path = Path(self.directory) / owner / model / name
+        if not path.is_file():
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.end_headers()
+            return None
+        self.send_response(200)
+        self.send_header("Content-Length", str(path.stat().st_size))
+        self.send_header("ETag", f'"{name}-{path.stat().st_size}"')
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.end_headers()
+        return path.open("rb")
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_model_comes_from_a_hub_by_its_id(tmp_path):
+    model, frames = trained(), torch.arange(9 * 20 * 24).view(1, 1, 9, 20, 24) % 256
+    model.save_pretrained(tmp_path / "hub" / "someone" / "s2dnet")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=str(tmp_path / "hub")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = (  # a process of its own: the address of the hub is read when its library is imported
+        "import torch; from s2dlib import S2DNet; m = S2DNet.from_pretrained('someone/s2dnet');"
+        "f = (torch.arange(9 * 20 * 24).view(1, 1, 9, 20, 24) % 256).byte();"
+        "print(m.classes[0], *m(f).scores[0].tolist())"
+    )
+    address = f"http://127.0.0.1:{server.server_port}"
+    env = dict(os.environ, HF_ENDPOINT=address, HF_HOME=str(tmp_path / "cache"), NO_PROXY="*")
+    env["HF_HUB_DISABLE_XET"] = "1"
+    try:
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    name, *scores = done.stdout.split()
+    assert name == "run"
+    assert_close(torch.tensor([*map(float, scores)]), model(frames.byte()).scores[0])
+
+
+def test_fine_tuning_takes_up_classes_by_name_and_starts_new_ones_anew():
+    start, classes = trained(), ["stand", "fly", "run"]
+    model = build_model(SMALL, n_classes=3)
+    fresh = {k: v.clone() for k, v in model.state_dict().items()}
+    take_up(model, start, classes)
+    own, old = model.state_dict(), start.state_dict()
+    for net in ("snet", "dnet"):
+        rows, theirs = own[f"{net}.classifier.weight"], old[f"{net}.classifier.weight"]
+        assert_close(rows[0], theirs[3])
+        assert_close(rows[1], fresh[f"{net}.classifier.weight"][1])
+        assert_close(rows[2], theirs[0])
+    for name in ("snet.theta_head.convolutions.0.weight", "snet.context_head.fc.weight"):
+        C = own[name].shape[1] - 3
+        assert_close(own[name][:, :C], old[name][:, :C])
+        assert_close(own[name][:, C], old[name][:, C + 3])
+        assert_close(own[name][:, C + 1], fresh[name][:, C + 1])
+        assert_close(own[name][:, C + 2], old[name][:, C])
+    rest = [k for k in own if "classifier" not in k and own[k].shape == old[k].shape]
+    assert len(rest) > 40 and all(own[k].equal(old[k]) for k in rest)
+
+
+def test_with_the_same_classes_in_another_order_the_verdict_stays():
+    start, frames = trained(), clips()
+    model = build_model(SMALL).eval()
+    take_up(model, start, NAMES[::-1])
+    assert_close(model(frames).scores.flip(1), start(frames).scores)
+
+
+@pytest.mark.parametrize("changes", [{"theta_head": "attention"}, {"context_dim": 4}])
+def test_a_checkpoint_of_other_networks_is_refused_by_what_differs(changes):
+    what = "branches.space_score, " if "theta_head" in changes else r"\(8,\) \(4,\)"
+    with pytest.raises(ValueError, match=f"another architecture.*{what}"):
+        take_up(build_model(replace(SMALL, **changes)), trained(), NAMES)
+
+
+def test_a_preset_that_goes_on_from_a_model_has_its_networks_and_clips_and_its_own_rest():
+    preset = with_networks_of(PRESETS["videos"], SMALL, DATA)
+    assert preset.model == replace(SMALL, n_classes=10, k=5)
+    assert (preset.data.n_frames, preset.data.crop, preset.data.gray) == (9, 20, True)
+    assert (preset.data.csv, preset.data.flip) == ("data/videos/videos.csv", True)
+    assert preset.recipes == PRESETS["videos"].recipes
