@@ -10,6 +10,7 @@ _HOMES = {
     "ModelConfig": "config",
     "VideoDataset": "data",
     "load_clip": "data",
+    "load_views": "data",
     "DetailSampler": "sampler",
     "Theta": "sampler",
     "UniformSampler": "sampler",

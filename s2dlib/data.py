@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,29 @@ def load_clip(
         return _span(n_total, n_frames or n_total, frame_stride, None)
 
     return read_frames(path, wanted, short_side).transpose(0, 1)
+
+
+def load_views(path: str | Path, config: DataConfig) -> Tensor:
+    """The clip of a video as testing takes it: centred, and its crops (Sec. 4.1).
+
+    Args:
+        path: a video file, or a folder of frames.
+        config: of the model that is to see it (model.data). A video shorter than min_frames is
+            taken as it is.
+
+    Returns:
+        Raw frames I of each of the test_crops views, uint8. (V, C, T, H, W)
+
+    Raises:
+        ClipError: the video cannot be read.
+    """
+    config = replace(config, min_frames=1)
+    frames = read_frames(path, lambda n: choose_frames(n, config), config.short_side)
+    if config.gray:
+        frames = rgb_to_grayscale(frames)
+    where = windows(*frames.shape[-2:], config, config.test_crops, None)
+    views = [frames[:, :, y : y + side, x : x + side] for side, y, x, _ in where]  # (T, C, H, W)
+    return torch.stack(views).transpose(1, 2).contiguous()
 
 
 class VideoDataset(Dataset):

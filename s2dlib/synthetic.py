@@ -18,10 +18,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import av
 import numpy as np
 
-FPS = 25
+from s2dlib.film import write_video
+
 KINDS = ("bar", "pole", "ring")
 # The actions of either actor: kind before, kind after. So there are 4 groups of 2 and 4 of 3.
 ACTIONS = {"tall": ((0, 1), (1, 0)), "wide": ((0, 0), (1, 1), (2, 2))}
@@ -253,24 +253,6 @@ def far_from(path: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.nda
     places = rng.uniform(border, scene.side - border, (30, 2))
     distance = np.abs(path[None] - places[:, None]).max(axis=2).min(axis=1)  # (30,)
     return places[distance.argmax()]
-
-
-def write_video(path: Path, frames: np.ndarray) -> None:
-    """Write frames as H.264, atomically. frames: (T, H, W, 1 or 3) uint8"""
-    partial = path.with_suffix(".part.mp4")
-    gray = frames.shape[3] == 1
-    with av.open(partial, "w") as container:
-        stream = container.add_stream(
-            "libx264", rate=FPS, options={"preset": "ultrafast", "crf": "26"}
-        )
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt, stream.thread_count = "yuv420p", 1
-        for frame in frames:
-            image = frame[..., 0] if gray else frame
-            image = av.VideoFrame.from_ndarray(image, format="gray" if gray else "rgb24")
-            container.mux(stream.encode(image))
-        container.mux(stream.encode())
-    os.replace(partial, path)
 
 
 def write_clip(job: tuple[Path, int, Scene, int]) -> dict[str, float]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -129,8 +130,21 @@ def boxes(ax: Axes, frame: Tensor, theta: Theta, z: int, size: tuple[int, int, i
     return _bare(ax, "")
 
 
+def true_square(ax: Axes, y: float, x: float, side: float) -> Axes:
+    """Where the detail is known to be, on a raw frame that boxes has drawn.
+
+    Args:
+        y, x: of its centre, raw pixels.
+        side: raw pixels.
+    """
+    for colour, line in (("white", 3.5), (GREEN, 2)):  # a white rim, as of the boxes
+        corner = (x - side / 2, y - side / 2)
+        ax.add_patch(Rectangle(corner, side, side, fill=False, ec=colour, lw=line))
+    return ax
+
+
 def topk_bars(
-    ax: Axes, names: Sequence[str], p_before: Tensor, p_after: Tensor, label: int, k: int = 5
+    ax: Axes, names: Sequence[str], p_before: Tensor, p_after: Tensor, label: int | None, k: int = 5
 ) -> Axes:
     """SNet's k likeliest actions, before and after DNet; the true one in red, as in Fig. 1.
 
@@ -139,18 +153,21 @@ def topk_bars(
     Args:
         p_before: p of SNet. (N,)
         p_after: p-hat * s. (N,)
+        label: the true action; None: it is not known.
     """
     shown = p_before.topk(min(k, len(p_before))).indices.tolist()
-    shown += [] if label in shown else [label]
+    shown += [] if label in shown or label is None else [label]
     for y, n in enumerate(shown):
         colour = RED if n == label else BLUE
         for p, offset, alpha in ((p_before[n], -0.2, 0.4), (p_after[n], 0.2, 1.0)):
             ax.barh(y + offset, float(p), height=0.38, color=colour, alpha=alpha, lw=0)
             ax.text(float(p) + 0.01, y + offset, f"{p:.2f}", va="center", fontsize=8)
     words = [textwrap.shorten(names[n], 42, placeholder=" …") for n in shown]
-    words[shown.index(label)] += " (true)"
+    if label is not None:
+        words[shown.index(label)] += " (true)"
     ax.set_yticks(range(len(shown)), [textwrap.fill(w, 28) for w in words], fontsize=FONT)
-    ax.get_yticklabels()[shown.index(label)].set_color(RED)
+    if label is not None:
+        ax.get_yticklabels()[shown.index(label)].set_color(RED)
     ax.set(xlim=(0, 1.12), xticks=[0, 0.5, 1], ylim=(len(shown) - 0.5, -0.5))
     ax.set_xlabel("probability", fontsize=FONT)
     ax.tick_params(axis="x", labelsize=FONT)
@@ -247,19 +264,37 @@ def accuracy_cost(ax: Axes, lines: pd.DataFrame, title: str) -> Axes:
     for rows, colour, label in ((~is_s2d, "0.5", "others"), (is_s2d, BLUE, "S2DNet")):
         ax.plot(cost[rows], lines["top1"][rows], "o", color=colour, label=f"{label}, paper")
     ax.plot(lines["our_gmacs"] * views, lines["our_top1"], "*", ms=11, color=ORANGE, label="ours")
-    for n, (row, x, y) in enumerate(zip(lines["row"], cost, lines["top1"], strict=True)):
-        right = n % 2 or row.startswith("S2DNet")  # by turns, to keep them apart
-        side = ("left", (4, -9)) if right else ("right", (-4, 3))
-        ax.annotate(row, (x, y), side[1], textcoords="offset points", fontsize=8, ha=side[0])
     if cost.max() > 10 * cost.min():
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
     ax.margins(0.3, 0.12)
+    _label_apart(ax, list(zip(lines["row"], cost, lines["top1"], strict=True)))
     ax.set_xlabel("multiply-adds of a video (G)", fontsize=FONT)
     ax.set_ylabel("top-1 (%)", fontsize=FONT)
     ax.tick_params(labelsize=FONT)
     ax.set_title(title, fontsize=FONT)
     return ax
+
+
+def _label_apart(ax: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Words beside points (x, y): each inside, where it covers no other words and no point."""
+    ax.figure.draw_without_rendering()  # lays the figure out, so that extents are known
+    places = [("left", 4, -9), ("right", -4, 3), ("left", 4, 3), ("right", -4, -9)]
+    places += [("center", 0, 7), ("center", 0, -14), ("left", 8, -18), ("right", -8, 12)]
+    dots, taken = ax.transData.transform([(x, y) for _, x, y in points]), []
+    for n, (words, x, y) in enumerate(points):
+        others = np.delete(dots, n, axis=0)
+        for side, *offset in places:
+            text = ax.annotate(words, (x, y), offset, textcoords="offset points", fontsize=8)
+            text.set(ha=side, in_layout=False)  # so that it moves nothing
+            box = text.get_window_extent()
+            free = not any(map(box.overlaps, taken)) and not box.count_contains(others)
+            if free and ax.bbox.x0 < box.x0 and box.x1 < ax.bbox.x1:
+                break
+            text.remove()
+        else:  # crowded all around: better covered than lost
+            text = ax.annotate(words, (x, y), (4, -9), textcoords="offset points", fontsize=8)
+        taken.append(text.get_window_extent().padded(2))
 
 
 def exit_curve(ax: Axes, curve: pd.DataFrame, exit_at: float) -> Axes:
@@ -302,21 +337,23 @@ def figure4(
     frames: Tensor,
     out: Output,
     class_names: Sequence[str],
-    label: int,
+    label: int | None,
     *,
     i: int = 0,
     seconds: float | None = None,
     truth: tuple[float, float] | None = None,
+    square: tuple[float, float, float] | None = None,
 ) -> Figure:
     """Fig. 4 for one clip: what SNet sees, where DNet looks and what it sees, and the verdicts.
 
     Args:
         frames: raw frames I of the clip without padding. (C, T, H, W)
         out: the model's output for a batch that holds the clip.
-        label: the true class.
+        label: the true class; None: it is not known.
         i: the clip's place in the batch.
         seconds: of one raw frame, frame_stride / fps; None: times are counted in frames.
         truth: where the detail is known to be: first frame and end, in raw frames.
+        square: the same in space, drawn on the raw frames between these: y, x, side of true_square.
     """
     if out.theta is None or out.logits is None:
         raise ValueError("Fig. 4 needs SNet and DNet: no picture for rows a1 and a2 of Table 2")
@@ -356,6 +393,8 @@ def figure4(
         left = 0.02 + x * column * (1 + GAP) / width
         raw = int(times[z].clamp(0, T - 1))
         ax = boxes(place(1, left, left + column / width), frames[:, raw], theta, z, (T_D, H_D, W_D))
+        if square is not None and truth is not None and truth[0] <= times[z] <= truth[1]:
+            true_square(ax, *square)
         if x == 0:
             _bare(ax, f"Where DNet looks: boxes on the raw frames, {W} x {H}")
     title = f"What DNet sees: details, {W_D} x {H_D}"
@@ -366,10 +405,85 @@ def figure4(
     p, p_hat = out.logits[i].detach().cpu().float().softmax(0), out.scores[i].detach().cpu().float()
     k = int(out.topk_mask[i].sum())
     topk_bars(place(3, 0.71, 0.97), class_names, p, p_hat, label, k)
-    true, before, after = (class_names[n] for n in (label, int(p.argmax()), int(p_hat.argmax())))
-    title = f"true: {true}; SNet: {before}; S2DNet: {after}"
+    title = f"SNet: {class_names[int(p.argmax())]}; S2DNet: {class_names[int(p_hat.argmax())]}"
+    title = title if label is None else f"true: {class_names[label]}; {title}"
     figure.text(0.02, 1 - 0.15 / total, textwrap.fill(title, 120), fontsize=FONT + 2, va="top")
     return figure
+
+
+def film(frames: Tensor, out: Output, *, i: int = 0, height: int = 224) -> Tensor:
+    """The clip, with the window of the detail frame nearest in time, beside that detail frame.
+
+    Below: the whole clip as a bar, the detail frames on it as ticks, and the present moment. Where
+    the nearest detail frame is more than half a stride away, the detail is dimmed and no window is
+    drawn: DNet does not see that moment.
+
+    Args:
+        frames: raw frames I of the clip without padding. (C, T, H, W)
+        out: the model's output for a batch that holds the clip.
+        i: the clip's place in the batch.
+        height: of the film's pictures, pixels.
+
+    Returns:
+        uint8. (T, height + 16, W_film, 3)
+    """
+    scale = 255.0 if frames.is_floating_point() else 1.0
+    theta = out.theta.map(lambda v: v[i].detach().cpu().float())
+    clip, detail = (  # (T, 3, height, .) and (T_D, 3, height, .), uint8
+        F.interpolate(
+            (v.detach().cpu().float() * scale).transpose(0, 1).expand(-1, 3, -1, -1),
+            (height, round(v.shape[-1] * height / v.shape[-2])),
+        ).round().clamp(0, 255).byte()
+        for v in (frames, out.detail_volume[i])
+    )  # fmt: skip
+    (T, H, W), (T_D, H_D, W_D) = frames.shape[1:], out.detail_volume.shape[2:]
+    times = _detail_times(theta, T, T_D)  # (T_D,)
+    gap, bar = 8, 16
+    right = clip.shape[3] + gap
+    width = right + detail.shape[3]
+    shots = torch.full((T, 3, height + bar, width), 255, dtype=torch.uint8)
+    blue, scales = (255 * torch.tensor(BLUE)).byte()[:, None, None], (height / H, clip.shape[3] / W)
+    for t, shot in enumerate(shots):
+        far, z = (times - (t + 0.5)).abs().min(0)
+        seen = float(far) <= max(0.5, float(theta.delta_t) / 2)
+        shot[:, :height, : clip.shape[3]] = clip[t]
+        shot[:, :height, right:] = detail[z] if seen else detail[z] // 3
+        if seen:
+            centre = (theta.mu_y[z] * H, theta.mu_x[z] * W)
+            half = (theta.delta_y[z] * H_D / 2, theta.delta_x[z] * W_D / 2)
+            _outline(shot[:, :height, : clip.shape[3]], centre, half, scales, blue)
+        shot[:, height + 6 : height + 11] = 230
+        for moment in times.clamp(0, T) / T * (width - 2):
+            shot[:, height + 4 : height + 13, int(moment) : int(moment) + 2] = blue
+        now = int((t + 0.5) / T * (width - 3))
+        shot[:, height + 2 : height + 15, now : now + 3] = 0
+    return shots.permute(0, 2, 3, 1)
+
+
+def _outline(
+    image: Tensor,
+    centre: tuple[Tensor, Tensor],
+    half: tuple[Tensor, Tensor],
+    scales: tuple[float, float],
+    colour: Tensor,
+) -> None:
+    """Draw a rectangle into an image, in place, moved to the border where it leaves the image.
+
+    Args:
+        image: uint8. (3, h, w)
+        centre, half: its middle and half of its sides, down and across, in raw pixels.
+        scales: of the image, pixels a raw pixel.
+        colour: (3, 1, 1)
+    """
+    ends = [
+        sorted(int(min(max(float(c + sign * s) * k, 0), n - 2)) for sign in (-1, 1))
+        for c, s, k, n in zip(centre, half, scales, image.shape[1:], strict=True)
+    ]
+    (top, bottom), (left, right) = ends
+    for y in (top, bottom):
+        image[:, y : y + 2, left : right + 2] = colour
+    for x in (left, right):
+        image[:, top : bottom + 2, x : x + 2] = colour
 
 
 def _detail_times(theta: Theta, T: int, T_D: int) -> Tensor:

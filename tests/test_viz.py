@@ -18,17 +18,21 @@ from matplotlib.text import Text
 from s2dlib.model import Output
 from s2dlib.sampler import DetailSampler, Theta, UniformSampler, gaussian_filters
 from s2dlib.viz import (
+    BLUE,
+    GREEN,
     RED,
     accuracy_cost,
     boxes,
     curves,
     exit_curve,
     figure4,
+    film,
     filter_bank,
     frame_strip,
     theta_text,
     time_ticks,
     topk_bars,
+    true_square,
 )
 
 T, H, W = 32, 40, 60
@@ -136,6 +140,39 @@ def test_figure_4_says_the_verdicts_and_every_text_is_legible_and_inside(channel
     plt.close(figure)
 
 
+def test_figure_4_without_a_known_class_names_the_verdicts_alone(theta):
+    frames = torch.randint(0, 256, (3, T, H, W), dtype=torch.uint8)
+    figure = figure4(frames, output(frames, theta), [f"class {n}" for n in range(7)], None)
+    assert figure.texts[0].get_text() == "SNet: class 6; S2DNet: class 2"
+    assert not [t for t in figure.findobj(Text) if "(true)" in t.get_text()]
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("unit", [1, 255])
+def test_the_film_shows_each_frame_its_window_and_the_nearest_detail(theta, unit):
+    shade = torch.linspace(0.2, 0.8, T)[None, :, None, None].expand(1, T, H, W)
+    frames = shade if unit == 1 else (shade * 255).byte()
+    out = output(frames, theta)
+    shots = film(frames, out, height=80)
+    assert shots.shape == (T, 96, 120 + 8 + 120, 3) and shots.dtype == torch.uint8
+    for t in (3, 20):  # details lie at 1, 3, ..., 15, two frames apart
+        left, right = shots[t, :80, :120].float(), shots[t, 40, 188, 0].item()
+        assert left[2, 110].tolist() == pytest.approx([255 * shade[0, t, 0, 0].item()] * 3, abs=1)
+        blue = (left - 255 * torch.tensor(BLUE)).abs().amax(-1) < 1.5
+        if t == 3:  # rows 12 to 28 and columns 6 to 18 of the clip, twice as large
+            rows, columns = blue.any(1).nonzero(), blue.any(0).nonzero()
+            assert (rows.min(), rows.max()) == (24, 57) and (columns.min(), columns.max()) == (
+                12,
+                37,
+            )
+            z = 1
+        else:
+            assert not blue.any()
+            z = 7
+        seen = 255 / unit * out.detail_volume[0, 0, z, 4, 6].item()
+        assert right == pytest.approx(seen if t == 3 else seen / 3, abs=2)
+
+
 def test_figure_4_of_a_network_alone_is_an_error(theta):
     frames = torch.zeros(3, T, H, W, dtype=torch.uint8)
     out = output(frames, theta)
@@ -172,3 +209,14 @@ def test_the_curve_of_early_exits_rings_the_threshold_chosen(ax):
     line, ring = ax.lines
     assert line.get_xydata().tolist() == [[5.0, 80.0], [4.0, 79.0], [1.0, 40.0]]
     assert ring.get_xydata().tolist() == [[4.0, 79.0]]
+
+
+def test_the_true_square_is_centred_on_the_detail_and_drawn_while_it_is_there(ax, theta):
+    true_square(ax, 30.0, 20.0, 6.0)
+    assert ax.patches[-1].get_bbox().bounds == pytest.approx((17, 27, 6, 6))
+    frames = torch.zeros(3, T, H, W, dtype=torch.uint8)  # shown: detail frames at 1, 5, 11, 15
+    known = {"truth": (4.0, 12.0), "square": (30.0, 20.0, 6.0)}
+    figure = figure4(frames, output(frames, theta), ["x"] * 7, 0, **known)
+    squares = [p for p in figure.findobj(Rectangle) if p.get_bbox().bounds == (17, 27, 6, 6)]
+    assert sum(p.get_edgecolor()[:3] == GREEN for p in squares) == 2
+    plt.close(figure)
