@@ -1,9 +1,10 @@
-"""What every test gets: a seed, and videos made on the spot whose frames carry their index."""
+"""What every test gets: a seed; on demand videos whose frames carry their index, and small runs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import av
@@ -13,6 +14,13 @@ import torch
 
 if not torch.cuda.is_available():  # kernels run on CPU tensors, if asked before they are loaded
     os.environ["TRITON_INTERPRET"] = "1"
+
+from s2dlib.config import PRESETS, WEIGHTS  # noqa: E402
+from s2dlib.model import build_model  # noqa: E402
+from s2dlib.results import write_record  # noqa: E402
+from s2dlib.synthetic import class_names, write_dataset  # noqa: E402
+from s2dlib.train import write_weights  # noqa: E402
+from s2dlib.viz import LOOKING  # noqa: E402
 
 N_BITS = 10  # the barcode: ten bars along the top quarter, the lowest bit at the left
 
@@ -32,6 +40,30 @@ def make_video() -> Callable[..., Path]:
 def read_barcodes() -> Callable[[torch.Tensor], list[int]]:
     """read_barcodes(frames (n, 3, H, W)) -> the index each frame carries."""
     return barcodes
+
+
+@pytest.fixture(scope="session")
+def csv(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The smallest synthetic data set: 20 clips a split."""
+    return str(write_dataset(tmp_path_factory.mktemp("clips") / "clips", share=0.001))
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, csv: str) -> Path:
+    """A folder of runs of two rows, of untrained models; tests only read it."""
+    preset = PRESETS["synthetic"]
+    folder = tmp_path_factory.mktemp("results") / "runs"
+    data = replace(preset.data, csv=csv, cache=None)
+    for row in ("a0", "b3"):
+        identity = {"preset": "synthetic", "variant": row, "seed": 0, "recipe": "joint"}
+        identity |= {"test_split": "test", "provenance": {"data": "clips", "device": "a CPU"}}
+        model = build_model(preset.model, row)
+        config = {"model": asdict(model.config), "data": asdict(data), "classes": class_names()}
+        metrics = {"top1": 5.0, "top5": 25.0, "snet_top1": 5.0, "n_clips": 20, "gmacs": 0.02}
+        history = [{"epoch": epoch} | dict.fromkeys(LOOKING, 1.0 / epoch) for epoch in (1, 2)]
+        write_record(folder / f"synthetic-{row}-0", identity | config, metrics, history)
+        write_weights(model, folder / f"synthetic-{row}-0" / WEIGHTS)
+    return folder
 
 
 def write_video(

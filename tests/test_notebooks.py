@@ -3,21 +3,14 @@
 import ast
 import json
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from s2dlib.config import PRESETS
 from s2dlib.data import read_csv
 from s2dlib.index import Row, make_index, write_index
-from s2dlib.model import build_model
-from s2dlib.results import write_record
 from s2dlib.run import run_notebook
-from s2dlib.synthetic import class_names, write_dataset
-from s2dlib.train import WEIGHTS, write_weights
-from s2dlib.viz import LOOKING
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -77,44 +70,22 @@ def test_each_code_cell_follows_a_paragraph(path):
         assert kind == "markdown" or before == "markdown"
 
 
-@pytest.fixture(scope="module")
-def csv(tmp_path_factory):
-    """The smallest synthetic data set: 20 clips a split."""
-    return str(write_dataset(tmp_path_factory.mktemp("clips") / "clips", share=0.001))
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, csv):
-    """A folder of runs of two rows, of untrained models."""
-    preset = PRESETS["synthetic"]
-    folder = tmp_path_factory.mktemp("results") / "runs"
-    data = replace(preset.data, csv=csv, cache=None)
-    for row in ("a0", "b3"):
-        identity = {"preset": "synthetic", "variant": row, "seed": 0, "recipe": "joint"}
-        identity |= {"test_split": "test", "provenance": {"data": "clips", "device": "a CPU"}}
-        model = build_model(preset.model, row)
-        config = {"model": asdict(model.config), "data": asdict(data), "classes": class_names()}
-        metrics = {"top1": 5.0, "top5": 25.0, "snet_top1": 5.0, "n_clips": 20, "gmacs": 0.02}
-        history = [{"epoch": epoch} | dict.fromkeys(LOOKING, 1.0 / epoch) for epoch in (1, 2)]
-        write_record(folder / f"synthetic-{row}-0", identity | config, metrics, history)
-        write_weights(model, folder / f"synthetic-{row}-0" / WEIGHTS)
-    return folder
-
-
-PARAMETERS = {
-    "00_data": ["csv"],
-    "01_detail_sampler": ["csv"],
-    "02_train": ["csv"],
-    "03_cost": ["runs", "run"],
-    "04_table2": ["runs"],
-    "05_figure4": ["run"],
-    "06_tables": ["runs"],
-    "09_looking": ["runs", "csv"],
-    "10_latency": [],
+PARAMETERS = {  # handed over beside smoke
+    "00_data": ["csv", "results"],
+    "01_detail_sampler": ["csv", "results"],
+    "02_train": ["csv", "results"],
+    "03_cost": ["runs", "run", "results"],
+    "04_table2": ["runs", "results"],
+    "05_figure4": ["run", "results"],
+    "06_tables": ["runs", "results"],
+    "07_predict": ["video", "checkpoint", "out"],
+    "08_inspector": ["runs", "csv"],
+    "09_looking": ["runs", "csv", "results"],
+    "10_latency": ["results"],
 }
 WRITTEN = {
     "00_data": ["tables/data_clips.md"],
-    "01_detail_sampler": [],
+    "01_detail_sampler": ["figures/detail-sampler.png"],
     "02_train": ["runs/synthetic-a0-0/metrics.json", "runs/synthetic-a0-0/config.json"],
     "03_cost": ["tables/cost.csv", "tables/cost-tables.md", "figures/accuracy-cost.png"],
     "04_table2": [
@@ -125,6 +96,8 @@ WRITTEN = {
     ],
     "05_figure4": ["figures/figure4-synthetic-0.png", "figures/where-synthetic.png"],
     "06_tables": ["tables/table1-ssv2.md", "tables/table4.csv"],
+    "07_predict": ["predictions.csv", "00000.png", "00000.gif"],
+    "08_inspector": [],
     "09_looking": [
         "figures/learning-synthetic.png",
         "figures/looking-synthetic.png",
@@ -140,10 +113,11 @@ def test_a_smoke_run_reaches_the_end_in_silence_and_writes_what_it_should(
     path, csv, runs, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    values = {"csv": csv, "runs": str(runs), "run": str(runs / "synthetic-a0-0")}
+    run, results = str(runs / "synthetic-a0-0"), str(tmp_path / "results")
+    values = {"csv": csv, "runs": str(runs), "run": run, "checkpoint": run}
+    values |= {"video": str(Path(csv).parent / "test" / "00000.mp4")}
+    values |= {"results": results, "out": results}
     parameters = {"smoke": True} | {name: values[name] for name in PARAMETERS[path.stem]}
-    if path.stem != "01_detail_sampler":  # which writes nothing
-        parameters["results"] = str(tmp_path / "results")
     executed = run_notebook(path, tmp_path / "out.ipynb", parameters)
     outputs = [output for cell in code_of(executed) for output in cell["outputs"]]
     errors = ["".join(o["text"]) for o in outputs if o.get("name") == "stderr"]
