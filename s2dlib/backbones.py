@@ -86,7 +86,14 @@ def temporal_shift(x: Tensor, n_frames: int) -> Tensor:
         of t - 1, zeros beyond the ends. (B T, C, H, W)
     """
     x = x.unflatten(0, (-1, n_frames))  # (B, T, C, H, W)
-    return _Shift.apply(x, x.shape[2] // SHIFT_DIV, 1).flatten(0, 1)
+    fold = x.shape[2] // SHIFT_DIV
+    if torch.compiler.is_exporting():  # each copy into a slice is a dozen nodes of ONNX
+        first, second, rest = x.split((fold, fold, x.shape[2] - 2 * fold), dim=2)
+        nothing = torch.zeros_like(first[:, :1])  # (B, 1, C / 8, H, W)
+        first = torch.cat((first[:, 1:], nothing), dim=1)
+        second = torch.cat((nothing, second[:, :-1]), dim=1)
+        return torch.cat((first, second, rest), dim=2).flatten(0, 1)
+    return _Shift.apply(x, fold, 1).flatten(0, 1)
 
 
 class Shifted(nn.Module):

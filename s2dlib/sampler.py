@@ -113,7 +113,7 @@ def frozen_theta(
     """
     T_D, H_D, W_D = size
     n = n_frames.float()  # (B,)
-    half, full = torch.full_like(n, 0.5), n.new_ones(len(n), T_D)  # (B,), (B, T_D)
+    half, full = torch.full_like(n, 0.5), n.new_ones(n.shape[0], T_D)  # (B,), (B, T_D)
     delta_y, delta_x = (1.0, 1.0) if space == "crop" else (height / H_D, width / W_D)
     delta_y, delta_x = delta_y * zoom[1], delta_x * zoom[1]
     return Theta(half, n / T_D * zoom[0], full / 2, full / 2, full * delta_y, full * delta_x)
@@ -310,6 +310,8 @@ def check_clips(frames: Tensor, n_frames: Tensor | None) -> Tensor:
         return torch.full((B,), T, device=frames.device)
     if n_frames.shape != (B,):
         raise ValueError(f"n_frames must hold {B} lengths, one a clip, got {tuple(n_frames.shape)}")
+    if torch.compiler.is_exporting():  # a graph cannot raise on values (export.py)
+        return n_frames
     if n_frames.device.type == "cpu" and not (1 <= n_frames.min() and n_frames.max() <= T):
         raise ValueError(f"n_frames must lie in [1, T={T}], got {n_frames.tolist()}")
     return n_frames.to(frames.device)
