@@ -368,7 +368,7 @@ def figure4(
     times = _detail_times(theta, T, T_D)  # (T_D,)
     stamps = [  # below the frames of either strip
         [f"{float(t) * seconds:.2f} s" if seconds else f"frame {int(t)}" for t in row]
-        for row in (_uniform_times(T, T_S)[at_S], times[at_D])
+        for row in (_uniform_times(T, T_S)[at_S], times[at_D].clamp(0, T - 1))  # beyond: the border
     ]
 
     width = 10.0  # inches
