@@ -4,10 +4,12 @@ CORES ?= all
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: reproduce study test lint lab lock
+.PHONY: setup reproduce study test lint lab lock
+
+setup: $(READY)  ## the environment in .venv: source .venv/bin/activate
 
 reproduce: $(READY)  ## videos -> all runs of Table 2 -> tables and figures; resumes where it stopped
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --nolock $(if $(CONFIG),--config $(CONFIG)) $(if $(GPUS),--resources gpu=$(GPUS))
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --nolock $(if $(CONFIG),--config $(CONFIG)) $(if $(GPUS),--resources gpu=$(GPUS)) $(ARGS)
 
 study: $(READY)  ## the same over five seeds, with controls, trials and sweeps
 	$(MAKE) reproduce CONFIG="seeds=5 other_seeds=5 trial_seeds=2"
@@ -19,8 +21,8 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-lab: $(READY)  ## JupyterLab, with this environment's kernel
-	PATH="$(CURDIR)/$(BIN):$$PATH" JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab notebooks
+lab: $(READY)  ## JupyterLab, with this environment's kernel; OPEN=08_inspector.ipynb opens that one
+	PATH="$(CURDIR)/$(BIN):$$PATH" JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab notebooks/$(OPEN)
 
 $(READY): pyproject.toml requirements.lock
 	test -d .venv || $(PYTHON) -m venv .venv

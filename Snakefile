@@ -82,7 +82,8 @@ rule all:
             f"{SHOWN}/{{name}}.ipynb",
             name=[
                 *("00_data", "01_detail_sampler", "03_cost", "04_table2"),
-                *("05_figure4", "06_tables", "09_looking", "10_latency"),
+                *("05_figure4", "06_tables", "07_predict", "08_inspector"),
+                *("09_looking", "10_latency"),
             ],
         ),
     localrule: True
@@ -296,6 +297,27 @@ rule figure4:
         f"{SHOWN}/05_figure4.ipynb",
     shell:
         f"python -m s2dlib.run notebooks/05_figure4.ipynb {{output}} -p run ../{RUNS}-a0-0"
+
+
+rule predict:  # one test clip, as anyone's video
+    input:
+        CSV,
+        f"{RUNS}-a0-0/model.safetensors",
+    output:
+        f"{SHOWN}/07_predict.ipynb",
+    shell:
+        "python -m s2dlib.run notebooks/07_predict.ipynb {output}"
+        f" -p video ../data/{PRESET}/test/00007.mp4 -p checkpoint ../{RUNS}-a0-0"
+
+
+rule inspector:
+    input:
+        CSV,
+        f"{RUNS}-a0-0/model.safetensors",
+    output:
+        f"{SHOWN}/08_inspector.ipynb",
+    shell:
+        f"python -m s2dlib.run notebooks/08_inspector.ipynb {{output}} -p csv ../{CSV}"
 
 
 rule looking:
