@@ -27,7 +27,13 @@ from torch import Tensor
 from s2dlib.config import CONFIG_FILE, METRICS_FILE, PRESETS, SAME_RUN, DataConfig
 from s2dlib.data import TRUTH, VideoDataset, load_batches
 from s2dlib.model import S2DNet
-from s2dlib.sampler import Theta, distance_to_truth, frozen_theta, nearest_detail_frame
+from s2dlib.sampler import (
+    Theta,
+    distance_to_truth,
+    frozen_theta,
+    grid_centres,
+    nearest_detail_frame,
+)
 from s2dlib.train import evaluate
 
 PACKAGES = (
@@ -351,7 +357,8 @@ def where_it_looks(
         probability); looks_t (mu_t T) and delta_t in
         raw frames; looks_y, looks_x, delta_y, delta_x in raw pixels, of the detail frame nearest to
         the true moment (of the middle one where it is not known); and, where the truth is known,
-        t, duration, size, y, x of the detail and sampler.distance_to_truth.
+        t, duration, size, y, x of the detail, sampler.distance_to_truth, and nearest_t, from the
+        true moment to the detail frame nearest to it (raw frames).
     """
     if model.snet is None or model.dnet is None:
         raise ValueError(
@@ -370,6 +377,9 @@ def where_it_looks(
             row |= dict(zip(TRUTH, batch["truth"].unbind(1), strict=True))
             row |= distance_to_truth(theta, batch["truth"], batch["n_frames"], *extent, size)
         z = nearest_detail_frame(theta, moment, batch["n_frames"], size[0])  # (B, 1)
+        if "truth" in batch:
+            p_t = grid_centres(theta.mu_t, theta.delta_t, size[0], batch["n_frames"])  # (B, T_D)
+            row |= {"nearest_t": (p_t.gather(1, z)[:, 0] - moment).abs()}
         space = {"looks_y": theta.mu_y * extent[0], "looks_x": theta.mu_x * extent[1]}
         space |= {"delta_y": theta.delta_y, "delta_x": theta.delta_x}
         row |= {name: values.gather(1, z)[:, 0] for name, values in space.items()}

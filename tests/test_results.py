@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from torch.testing import assert_close
 
 from s2dlib import results
@@ -279,6 +280,10 @@ def test_where_it_looks_is_the_same_whatever_the_batch_and_knows_no_truth_withou
     assert table["label"].tolist() == test.table["label"].tolist()
     assert table["looks_t"].between(0, 64).all() and table["looks_y"].between(0, 72).all()
     assert {"t", "size", "distance_t", "iou_yx"} <= set(table.columns)
+    steps = torch.arange(8) - 3.5  # Eq. 6, T_D = 8
+    looks_t, delta_t, t = (torch.tensor(table[n])[:, None] for n in ("looks_t", "delta_t", "t"))
+    nearest = (looks_t + steps * delta_t - t).abs().amin(1)
+    assert_close(torch.tensor(table["nearest_t"]), nearest, rtol=0, atol=1e-3)
     text = Path(clips).read_text().replace(",t,", ",moment,", 1)
     (unknown := Path(clips).with_name("unknown.csv")).write_text(text)
     test = VideoDataset(replace(config, csv=str(unknown)), "test", train=False)
