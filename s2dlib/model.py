@@ -130,7 +130,12 @@ class S2DNet(nn.Module, ModelHubMixin):
             )
         if (metrics := folder / METRICS_FILE).is_file():
             record["metrics"] = json.loads(metrics.read_text())
-        model = build_model(ModelConfig(**record["model"]))
+        try:
+            model = build_model(ModelConfig(**record["model"]))
+        except TypeError as error:
+            raise ValueError(
+                f"{model_id}: {CONFIG_FILE} is not of this version: {error}"
+            ) from error
         try:
             state = load_file(weights)
         except SafetensorError as error:
@@ -140,6 +145,23 @@ class S2DNet(nn.Module, ModelHubMixin):
         model.load_state_dict(state)
         model.record = record
         return model.eval()
+
+    def save_pretrained(self, save_directory: str | Path, **how: Any) -> str | None:  # noqa: ANN401
+        """Write config.json, model.safetensors and, where there is none yet, README.md.
+
+        Args:
+            save_directory: made if need be; an older model there is replaced.
+            how: of huggingface_hub, to push it to the hub as well.
+
+        Raises:
+            ValueError: the folder is a run's, whose record would lose the paths of its data.
+        """
+        if (Path(save_directory) / METRICS_FILE).exists():
+            raise ValueError(
+                f"{save_directory}: the folder of a run, which can be shared as it is; choose "
+                "another folder for a copy with a model card"
+            )
+        return super().save_pretrained(save_directory, **how)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """What save_pretrained of the mixin calls."""

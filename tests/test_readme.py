@@ -27,7 +27,8 @@ def blocks(kind):
 def commands():
     """Each command of the README, in order, without its comment."""
     lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    return [" ".join(line.split("   #")[0].split()) for line in lines]
+    lines = [line.split("   #")[0] for line in lines if not line.startswith("#")]
+    return [" ".join(line.split()) for line in lines]
 
 
 def reduced(command):

@@ -126,6 +126,22 @@ def test_weights_of_another_architecture_are_an_error_that_names_the_difference(
         S2DNet.from_pretrained(tmp_path)
 
 
+def test_a_record_of_another_version_is_an_error_that_says_so(tmp_path):
+    trained().save_pretrained(tmp_path)
+    record = json.loads((tmp_path / CONFIG_FILE).read_text())
+    record["model"]["telescope"] = True
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="not of this version.*telescope"):
+        S2DNet.from_pretrained(tmp_path)
+
+
+def test_a_runs_folder_keeps_its_record_when_a_model_is_saved_there(runs):
+    before = (runs / "synthetic-a0-0" / CONFIG_FILE).read_bytes()
+    with pytest.raises(ValueError, match="the folder of a run"):
+        trained().save_pretrained(runs / "synthetic-a0-0")
+    assert (runs / "synthetic-a0-0" / CONFIG_FILE).read_bytes() == before
+
+
 def test_a_source_that_is_no_folder_and_no_hub_id_is_an_error_in_a_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a folder with config.json"):
         S2DNet.from_pretrained("results/models/no-such/model")
