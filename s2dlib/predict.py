@@ -156,12 +156,14 @@ def main() -> None:
     args = parser.parse_args()
     try:
         sys.exit(_predict(args))
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 
 def _predict(args: argparse.Namespace) -> int:
     """Returns the exit code: 1 where a video could not be read."""
+    if args.top < 1:
+        raise ValueError(f"--top must be >= 1, got {args.top}")
     paths = videos_of(args.videos)
     model = S2DNet.from_pretrained(args.checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -150,6 +150,16 @@ def test_what_is_not_there_is_one_line(videos, runs, tmp_path, missing, predict)
     assert message.startswith("error: ") and "gone" in message and "\n" not in message
 
 
+def test_a_table_of_nothing_and_a_folder_that_is_a_file_are_errors_in_a_line(
+    videos, runs, tmp_path, predict
+):
+    run = runs / "synthetic-a0-0"
+    message, *_ = predict(videos / "a.mp4", "--checkpoint", run, "--top", 0)
+    assert message == "error: --top must be >= 1, got 0"
+    message, *_ = predict(videos / "a.mp4", "--checkpoint", run, "--out", videos / "bad.mp4")
+    assert message.startswith("error: ") and "bad.mp4" in message
+
+
 @pytest.mark.parametrize("suffix,channels", [(".mp4", 3), (".mp4", 1), (".gif", 3), (".gif", 1)])
 def test_a_film_holds_its_frames_at_its_rate(tmp_path, suffix, channels):
     shades = np.array([20, 120, 220], np.uint8)
