@@ -57,6 +57,9 @@ def find_runs(runs: str | Path | Sequence[str | Path], csv: str = "") -> dict[st
     Args:
         runs: one or more folders of runs; one that is not there holds none.
         csv: of the clips; empty: the run's own (csv_of).
+
+    Raises:
+        FileNotFoundError: no such csv, or no run can be inspected; it says why, and what to do.
     """
     if csv and not Path(csv).is_file():
         raise FileNotFoundError(f"{csv}: no such file; {WRITE_DEMO} writes data/demo/demo.csv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from s2dlib.synopsis import SNet
 from s2dlib.tdn import tdn_resnet50
 from s2dlib.x3d import x3d
 
+ABSOLUTE_FOLDERS = r"""(?<![\w.~-])/(?:[^/\s,{}'"]+/)+"""  # of a path in a command, up to its name
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -158,8 +160,8 @@ class S2DNet(nn.Module, ModelHubMixin):
         """
         if (Path(save_directory) / METRICS_FILE).exists():
             raise ValueError(
-                f"{save_directory}: the folder of a run, which can be shared as it is; choose "
-                "another folder for a copy with a model card"
+                f"{save_directory}: the folder of a run, which from_pretrained reads as it is; "
+                "choose another folder for a copy to share"
             )
         return super().save_pretrained(save_directory, **how)
 
@@ -175,11 +177,15 @@ class S2DNet(nn.Module, ModelHubMixin):
         return ModelCard(card_text(self._to_share(), n_parameters))
 
     def _to_share(self) -> dict[str, Any]:
-        """The record, without the paths of its owner's data."""
+        """The record, without the folders of its owner: names of files, relative paths at most."""
         record = self.record | {"model": asdict(self.config), "classes": self.classes}
         if "data" in record:
             names = {"csv": Path(record["data"]["csv"]).name, "cache": None}
             record["data"] = record["data"] | names
+        source = record.get("provenance", {})
+        if "command" in source:
+            command = re.sub(ABSOLUTE_FOLDERS, "", source["command"])
+            record["provenance"] = source | {"command": command}
         return record
 
     def normalise(self, frames: Tensor, scale: float) -> Tensor:

@@ -44,7 +44,8 @@ def trained(classes=NAMES, variant="a0", **changes):
     model.record = {"preset": "videos", "variant": variant, "seed": 3, "test_split": "test"}
     model.record |= {"classes": list(classes), "data": asdict(DATA)}
     model.record |= {"recipe": "joint", "recipes": {"joint": {"epochs": 7, "lr": 2e-3}}}
-    source = {"command": "a command", "commit": "abc", "data": "mine", "versions": {"torch": "2"}}
+    command = "run a.ipynb -p csv /a/secret/mine.csv -p overrides '{cache: /a/secret/b}' -p x ../y"
+    source = {"command": command, "commit": "abc", "data": "mine", "versions": {"torch": "2"}}
     model.record |= {"provenance": source, "metrics": {"top1": 71.25, "n_clips": 40}}
     return model.eval()
 
@@ -60,7 +61,7 @@ def test_a_model_comes_back_from_its_folder_the_same_with_its_record(tmp_path, v
     back = S2DNet.from_pretrained(tmp_path / "shared")
     assert_close(back(frames).scores, model(frames).scores, rtol=0, atol=0)
     assert not back.training and back.config == model.config and back.classes == NAMES
-    assert back.record["provenance"] == model.record["provenance"]
+    assert back.record["provenance"]["commit"] == model.record["provenance"]["commit"]
     assert replace(back.data, csv=DATA.csv) == DATA
 
 
@@ -77,6 +78,8 @@ def test_what_is_shared_holds_no_path_of_its_owner_and_no_pickle(tmp_path):
         assert b"secret" not in path.read_bytes(), path.name
     record = json.loads((tmp_path / CONFIG_FILE).read_text())
     assert (record["data"]["csv"], record["data"]["cache"]) == ("mine.csv", None)
+    shown = "run a.ipynb -p csv mine.csv -p overrides '{cache: b}' -p x ../y"
+    assert record["provenance"]["command"] == shown
 
 
 def test_a_pickle_in_the_place_of_the_weights_is_refused_and_not_run(tmp_path):
@@ -104,7 +107,7 @@ def test_the_card_tells_what_was_trained_and_measured_and_dashes_for_the_rest(
     assert card.data.eval_results[0].dataset_name == "mine"
     for line in ("| top-1 (%) | 71.25 |", "| top-5 (%) | - |", "| epochs | 7 |", "| seed | 3 |"):
         assert line in card.text
-    assert "a command" in card.text and "run; walk; sit" in card.text
+    assert "-p csv mine.csv" in card.text and "run; walk; sit" in card.text
 
 
 def test_an_untrained_model_has_a_card_of_dashes_and_no_data(tmp_path):
