@@ -43,9 +43,7 @@ def band(p: Tensor, n_in: Tensor | int) -> Taps:
         p: centres, in frames or pixels. (..., n_out)
         n_in: real length of the axis: one number, or broadcastable to p.
     """
-    last = torch.as_tensor(n_in, device=p.device) - TAPS
-    first = (p - 0.5).round() - REACH
-    first = torch.minimum(first, last.to(p.dtype)).clamp(min=0).long()  # (..., n_out)
+    first = _first(p, n_in)  # (..., n_out)
     r = first[..., None] + torch.arange(TAPS, device=p.device)  # (..., n_out, TAPS)
     far = p[..., None] - (r + 0.5)
     beyond = r >= torch.as_tensor(n_in, device=p.device)[..., None]
@@ -56,11 +54,11 @@ def band(p: Tensor, n_in: Tensor | int) -> Taps:
     return Taps(first, weights, slopes, logs.logsumexp(dim=-1), mean)
 
 
-def filters(taps: Taps, n_in: int) -> tuple[Tensor, Tensor]:
-    """Weights and slopes of a band as matrices over the whole axis. (..., n_out, n_in) each"""
-    at = (taps.first[..., None] + torch.arange(TAPS, device=taps.first.device)).clamp(max=n_in - 1)
-    zeros = taps.weights.new_zeros(*taps.first.shape, n_in)
-    return zeros.scatter_add(-1, at, taps.weights), zeros.scatter_add(-1, at, taps.slopes)
+def filters(p: Tensor, n_in: int) -> tuple[Tensor, Tensor]:
+    """Weights and slopes of the filters over a whole axis, as matrices. (..., n_out, n_in) each"""
+    far = p[..., None] - (torch.arange(n_in, device=p.device) + 0.5)
+    weights = (-0.5 * far**2).softmax(dim=-1)
+    return weights, weights * ((weights * far).sum(dim=-1, keepdim=True) - far)
 
 
 class BandedVolume(torch.autograd.Function):
@@ -112,18 +110,22 @@ def _kernels(frames: Tensor) -> type[OnCpu]:
 
 
 class OnCpu:
-    """A detail frame at a time: its raw frames as float in a buffer, then three products."""
+    """A detail frame at a time: its raw frames as float in a buffer, then three products.
+
+    Whole rows go to one thread in each step, frames innermost, so that a core goes on with what it
+    has made itself: where cores share no cache, fetching it from another one took twice as long as
+    all the rest.
+    """
 
     @staticmethod
     def volume(frames: Tensor, p_t: Tensor, p_y: Tensor, p_x: Tensor, n: Tensor) -> Tensor:
         """As BandedVolume.forward."""
         B, C, _, H, W = frames.shape
-        (G_y, _), (G_x, _) = filters(band(p_y, H), H), filters(band(p_x, W), W)
+        (G_y, _), (G_x, _) = filters(p_y, H), filters(p_x, W)
         out = p_y.new_empty(B, C, *p_y.shape[1:], p_x.shape[-1])
         taps = band(p_t, n[:, None])
         for b, z, ys, xs, pixels in _reached(frames, taps, p_y, p_x, n):
-            weights = taps.weights[b, z, : len(pixels)]  # (K,)
-            image = (weights @ pixels.flatten(1)).view(pixels.shape[1:])  # (C, h, w)
+            image = taps.weights[b, z, : pixels.shape[2]] @ pixels  # (C, h, w)
             out[b, :, z] = G_y[b, z, :, ys] @ across(image, G_x[b, z, :, xs])
         return out
 
@@ -133,24 +135,24 @@ class OnCpu:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As BandedVolume.backward: each axis in turn with slopes in place of its weights."""
         _, _, _, H, W = frames.shape
-        (G_y, S_y), (G_x, S_x) = filters(band(p_y, H), H), filters(band(p_x, W), W)
+        (G_y, S_y), (G_x, S_x) = filters(p_y, H), filters(p_x, W)
         g_t, g_y, g_x = torch.zeros_like(p_t), torch.zeros_like(p_y), torch.zeros_like(p_x)
         taps = band(p_t, n[:, None])
         both = torch.stack((taps.weights, taps.slopes), dim=2)  # (B, T_D, 2, TAPS)
         for b, z, ys, xs, pixels in _reached(frames, taps, p_y, p_x, n):
-            images = both[b, z, :, : len(pixels)] @ pixels.flatten(1)  # (2, C h w)
-            image, moved = images.view(2, *pixels.shape[1:])  # (C, h, w) each
-            g, rows_x = gradient[b, :, z], G_x[b, z, :, xs]
+            images = both[b, z, :, : pixels.shape[2]] @ pixels  # (C, h, 2, w)
+            image, moved = across(images, G_x[b, z, :, xs]).unbind(2)  # (C, h, W_D) each
+            g = gradient[b, :, z]
             back = G_y[b, z, :, ys].T @ g  # (C, h, W_D)
-            g_t[b, z] = (across(back, rows_x.T) * moved).sum()
-            g_y[b, z] = (g * (S_y[b, z, :, ys] @ across(image, rows_x))).sum((0, 2))
-            g_x[b, z] = (back * across(image, S_x[b, z, :, xs])).sum((0, 1))
+            g_t[b, z] = (back * moved).sum()
+            g_y[b, z] = (g * (S_y[b, z, :, ys] @ image)).sum((0, 2))
+            g_x[b, z] = (back * across(images[:, :, 0], S_x[b, z, :, xs])).sum((0, 1))
         return g_t, g_y, g_x
 
 
 def across(image: Tensor, rows: Tensor) -> Tensor:
-    """Filter the columns of an image, in one product. (C, h, w), (n, w) -> (C, h, n)"""
-    return (image.flatten(0, 1) @ rows.T).view(*image.shape[:2], -1)
+    """Filter the columns of an image, in one product. (..., w), (n, w) -> (..., n)"""
+    return (image.flatten(0, -2) @ rows.T).view(*image.shape[:-1], -1)
 
 
 def _reached(
@@ -158,7 +160,7 @@ def _reached(
 ) -> Iterator[tuple[int, int, slice, slice, Tensor]]:
     """Each detail frame b, z: the rows and columns that it reaches, and the raw pixels there.
 
-    The pixels, float (K, C, h, w), lie in one buffer: allocated anew for each, they would cost more
+    The pixels, float (C, h, K, w), lie in one buffer: allocated anew for each, they would cost more
     than the arithmetic.
     """
     C, (H, W) = frames.shape[1], frames.shape[-2:]
@@ -168,12 +170,18 @@ def _reached(
     for b in range(len(frames)):
         for z in range(p_y.shape[1]):
             t, ys, xs = first[b][z], slice(*rows[b][z]), slice(*columns[b][z])
-            seen = frames[b, :, t : min(t + TAPS, int(length[b])), ys, xs].transpose(0, 1)
+            seen = frames[b, :, t : min(t + TAPS, int(length[b])), ys, xs].transpose(1, 2)
             yield b, z, ys, xs, buffer[: seen.numel()].view(seen.shape).copy_(seen)
 
 
 def _spans(p: Tensor, n_in: int) -> list[list[list[int]]]:
     """First and last + 1 of the inputs that the filters of a frame reach. (B, T_D, n_out)"""
-    first = band(p, n_in).first
-    ends = (first.amax(-1) + TAPS).clamp(max=n_in)
-    return torch.stack((first.amin(-1), ends), dim=-1).tolist()
+    first = _first(torch.stack((p.amin(-1), p.amax(-1)), dim=-1), n_in)  # (B, T_D, 2)
+    return (first + first.new_tensor([0, min(TAPS, n_in)])).tolist()
+
+
+def _first(p: Tensor, n_in: Tensor | int) -> Tensor:
+    """The first of the TAPS inputs around each centre, int64; the band is kept inside the axis."""
+    last = torch.as_tensor(n_in, device=p.device) - TAPS
+    first = (p - 0.5).round() - REACH
+    return torch.minimum(first, last.to(p.dtype)).clamp(min=0).long()
