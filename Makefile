@@ -3,8 +3,9 @@ PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
 READY := .venv/ready
+MEASURED := results/benchmarks
 
-.PHONY: setup reproduce study test lint lab lock
+.PHONY: setup reproduce study bench test lint lab lock
 
 setup: $(READY)  ## the environment in .venv: source .venv/bin/activate
 
@@ -13,6 +14,21 @@ reproduce: $(READY)  ## videos -> all runs of Table 2 -> tables and figures; res
 
 study: $(READY)  ## the same over five seeds, with controls, trials and sweeps
 	$(MAKE) reproduce CONFIG="seeds=5 other_seeds=5 trial_seeds=2"
+
+bench: $(READY)  ## every benchmark, into results/benchmarks: on a CPU, or with GPUS=1 on a GPU at the paper's sizes
+ifdef GPUS
+	$(BIN)/python benchmarks/tiles.py --out $(MEASURED)/tiles-cuda
+	$(BIN)/python benchmarks/sampler.py --batches 1 16 64 --out $(MEASURED)/sampler-cuda
+	$(BIN)/python benchmarks/models.py --batches 1 16 --compile --out $(MEASURED)/models-cuda
+	$(BIN)/python benchmarks/training.py --preset mini-kinetics --recipe paper --out $(MEASURED)/training-cuda
+	$(BIN)/python -m s2dlib.run notebooks/10_latency.ipynb results/notebooks/10_latency.ipynb -p batches '[1, 16]'
+else
+	$(BIN)/python benchmarks/sampler.py --out $(MEASURED)/sampler-cpu
+	$(BIN)/python benchmarks/models.py --out $(MEASURED)/models-cpu
+	$(BIN)/python benchmarks/training.py --out $(MEASURED)/training-cpu
+	$(BIN)/python benchmarks/loading.py --out $(MEASURED)/loading-cpu
+	$(BIN)/python -m s2dlib.run notebooks/10_latency.ipynb results/notebooks/10_latency.ipynb
+endif
 
 test: lint  ## lint, then all tests; one thread, since tiny tensors wait for each other on more
 	OMP_NUM_THREADS=1 $(BIN)/pytest

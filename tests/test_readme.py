@@ -17,6 +17,7 @@ DRY = {  # what takes hours, a cluster or a screen: what it would do
     "make lab OPEN=08_inspector.ipynb": "make --dry-run lab OPEN=08_inspector.ipynb",
     "make reproduce GPUS=1": "make reproduce GPUS=1 ARGS=--dry-run",
     "make study": "make study ARGS=--dry-run",
+    "make bench GPUS=1": "make --dry-run bench GPUS=1",
 }
 
 

@@ -1,0 +1,93 @@
+"""Which tiles the CUDA kernels of the detail sampler should use: every choice timed, best first.
+
+    python benchmarks/tiles.py --out results/benchmarks/tiles-cuda      # a GPU: some minutes
+
+The first row of a precision says what belongs into TILES (s2dlib/triton_kernels.py). ieee is
+float32; tf32 is used where torch.set_float32_matmul_precision allows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shlex
+import statistics
+import sys
+
+import pandas as pd
+import torch
+from sampler import SIDE, SIZE, ZOOMS, centres, make_theta, milliseconds
+from torch import Tensor
+
+from s2dlib import results as records
+from s2dlib import triton_kernels as kernels
+
+CHOICES = {
+    "TILE_J": (16, 32),
+    "TILE_I": (32, 64),
+    "BLOCK_Y": (16,),
+    "BLOCK_X": (32, 64),
+    "num_warps": (4, 8),
+}
+PRECISIONS = {"ieee": "highest", "tf32": "high"}
+
+
+def time_tiles(
+    tiles: dict[str, int], precision: str, clips: dict[str, tuple[Tensor, ...]], n_runs: int
+) -> dict[str, float | None]:
+    """Median milliseconds of forward and of backward at each zoom; None where it does not fit."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision(PRECISIONS[precision])
+    kernels.TILES.update(tiles)
+    found: dict[str, float | None] = {}
+    for zoom, (frames, p_t, p_y, p_x, n, gradient) in clips.items():
+        calls = {
+            "forward": lambda a=(frames, p_t, p_y, p_x, n): kernels.OnCuda.volume(*a),
+            "backward": lambda a=(frames, p_t, p_y, p_x, n, gradient): kernels.OnCuda.slopes(*a),
+        }
+        for what, call in calls.items():
+            try:
+                times = [milliseconds(call, device) for _ in range(n_runs + 1)]
+            except kernels.triton.runtime.errors.OutOfResources:
+                found[f"{what}, {zoom}"] = None
+            else:
+                found[f"{what}, {zoom}"] = statistics.median(times[1:])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--frames", type=int, default=150)
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--out", help="stem of the files written; without it nothing is")
+    chosen = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("tiles.py times CUDA kernels: it needs a GPU, and torch sees none here")
+    torch.manual_seed(0)
+    size = (chosen.batch, 3, chosen.frames, SIDE, SIDE)
+    frames = torch.randint(256, size, dtype=torch.uint8, device="cuda")
+    n = torch.full((chosen.batch,), chosen.frames, device="cuda")
+    gradient = torch.randn(chosen.batch, 3, *SIZE, device="cuda")
+    clips = {}
+    for zoom, strides in ZOOMS.items():
+        p = (v.detach().contiguous() for v in centres(make_theta(n, strides), n))
+        clips[zoom] = (frames, *p, n, gradient)
+    rows = []
+    for precision in PRECISIONS:
+        for values in itertools.product(*CHOICES.values()):
+            tiles = dict(zip(CHOICES, values, strict=True))
+            found = time_tiles(tiles, precision, clips, chosen.runs)
+            rows.append({"precision": precision, **tiles, **found})
+    table = pd.DataFrame(rows)
+    total = table[[c for c in table if "," in c]].sum(axis=1, skipna=False)
+    table = table.assign(total=total).sort_values(["precision", "total"])
+    print(records.as_text(table.groupby("precision").head(10)).to_string(index=False))
+    if chosen.out:
+        command = shlex.join(["python", "benchmarks/tiles.py", *sys.argv[1:]])
+        source = records.provenance(command, "cuda", 0, f"random frames, {SIDE} x {SIDE}")
+        records.write_measured(table, chosen.out, source)
+
+
+if __name__ == "__main__":
+    main()
