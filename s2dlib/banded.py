@@ -113,8 +113,8 @@ class OnCpu:
     """A detail frame at a time: its raw frames as float in a buffer, then three products.
 
     Whole rows go to one thread in each step, frames innermost, so that a core goes on with what it
-    has made itself: where cores share no cache, fetching it from another one took twice as long as
-    all the rest.
+    has made itself: where cores share no cache, fetching it from another one took as long as all
+    the rest.
     """
 
     @staticmethod
