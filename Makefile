@@ -17,11 +17,11 @@ study: $(READY)  ## the same over five seeds, with controls, trials and sweeps
 
 bench: $(READY)  ## every benchmark, into results/benchmarks: on a CPU, or with GPUS=1 on a GPU at the paper's sizes
 ifdef GPUS
-	$(BIN)/python benchmarks/tiles.py --out $(MEASURED)/tiles-cuda
 	$(BIN)/python benchmarks/sampler.py --batches 1 16 64 --out $(MEASURED)/sampler-cuda
 	$(BIN)/python benchmarks/models.py --batches 1 16 --compile --out $(MEASURED)/models-cuda
 	$(BIN)/python benchmarks/training.py --preset mini-kinetics --recipe paper --out $(MEASURED)/training-cuda
 	$(BIN)/python -m s2dlib.run notebooks/10_latency.ipynb results/notebooks/10_latency.ipynb -p batches '[1, 16]'
+	$(BIN)/python benchmarks/tiles.py --out $(MEASURED)/tiles-cuda
 else
 	$(BIN)/python benchmarks/sampler.py --out $(MEASURED)/sampler-cpu
 	$(BIN)/python benchmarks/models.py --out $(MEASURED)/models-cpu

@@ -50,23 +50,19 @@ def band(p: Tensor, n_in: Tensor | int) -> Taps:
     logs = (-0.5 * far**2).masked_fill(beyond, -torch.inf)
     weights = logs.softmax(dim=-1)
     mean = (weights * far).sum(dim=-1)
-    slopes = weights * (mean[..., None] - far)
+    slopes = slopes_of(weights, far)
     return Taps(first, weights, slopes, logs.logsumexp(dim=-1), mean)
 
 
-def filters(p: Tensor, n_in: int) -> Tensor:
-    """Weights of the filters over a whole axis, as a matrix. (..., n_out) -> (..., n_out, n_in)"""
-    return (-0.5 * _offsets(p, n_in) ** 2).softmax(dim=-1)
+def filters(p: Tensor, n_in: int) -> tuple[Tensor, Tensor]:
+    """Weights over a whole axis (Eq. 7), and the offsets p - r. Both (..., n_out, n_in)"""
+    far = p[..., None] - (torch.arange(n_in, device=p.device) + 0.5)
+    return (-0.5 * far**2).softmax(dim=-1), far
 
 
-def slopes_of(weights: Tensor, p: Tensor) -> Tensor:
-    """Slopes of such weights when the centres p move. (..., n_out, n_in)"""
-    far = _offsets(p, weights.shape[-1])
+def slopes_of(weights: Tensor, far: Tensor) -> Tensor:
+    """Slopes of Gaussian weights when their centres move, far the offsets p - r; both one shape."""
     return weights * ((weights * far).sum(dim=-1, keepdim=True) - far)
-
-
-def _offsets(p: Tensor, n_in: int) -> Tensor:
-    return p[..., None] - (torch.arange(n_in, device=p.device) + 0.5)
 
 
 class BandedVolume(torch.autograd.Function):
@@ -129,7 +125,7 @@ class OnCpu:
     def volume(frames: Tensor, p_t: Tensor, p_y: Tensor, p_x: Tensor, n: Tensor) -> Tensor:
         """As BandedVolume.forward."""
         B, C, _, H, W = frames.shape
-        G_y, G_x = filters(p_y, H), filters(p_x, W)
+        (G_y, _), (G_x, _) = filters(p_y, H), filters(p_x, W)
         out = p_y.new_empty(B, C, *p_y.shape[1:], p_x.shape[-1])
         taps = band(p_t, n[:, None])
         for b, z, ys, xs, pixels in _reached(frames, taps, p_y, p_x, n):
@@ -143,8 +139,8 @@ class OnCpu:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As BandedVolume.backward: each axis in turn with slopes in place of its weights."""
         _, _, _, H, W = frames.shape
-        G_y, G_x = filters(p_y, H), filters(p_x, W)
-        S_y, S_x = slopes_of(G_y, p_y), slopes_of(G_x, p_x)
+        (G_y, far_y), (G_x, far_x) = filters(p_y, H), filters(p_x, W)
+        S_y, S_x = slopes_of(G_y, far_y), slopes_of(G_x, far_x)
         g_t, g_y, g_x = torch.zeros_like(p_t), torch.zeros_like(p_y), torch.zeros_like(p_x)
         taps = band(p_t, n[:, None])
         both = torch.stack((taps.weights, taps.slopes), dim=2)  # (B, T_D, 2, TAPS)
