@@ -1,7 +1,12 @@
-"""The losses (Eq. 3, 11, 12). A network alone is trained by its plain cross entropy."""
+"""The losses (Eq. 3, 11, 12). A network alone is trained by its plain cross entropy.
+
+They are computed in float32 at least: logits come in bfloat16 from autocast, which has no number
+between 2 and 2.016, and loses every loss below a 256th of a sum.
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,7 +15,7 @@ from s2dlib.model import Output
 
 def synopsis_loss(out: Output, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """L_s = -log p(y), averaged over the batch (Eq. 3). labels: (B,). Returns ()."""
-    return F.cross_entropy(out.logits, labels, label_smoothing=label_smoothing)
+    return F.cross_entropy(_full(out.logits), labels, label_smoothing=label_smoothing)
 
 
 def detail_loss(
@@ -22,7 +27,7 @@ def detail_loss(
     authors' release), it counts like any other.
     """
     loss = F.cross_entropy(
-        out.detail_logits, labels, reduction="none", label_smoothing=label_smoothing
+        _full(out.detail_logits), labels, reduction="none", label_smoothing=label_smoothing
     )  # (B,)
     if masked and out.topk_mask is not None:
         loss = loss * out.topk_mask.gather(1, labels[:, None]).squeeze(1)
@@ -43,3 +48,8 @@ def s2d_loss(
     if out.logits is None:
         return loss_d
     return alpha * synopsis_loss(out, labels, label_smoothing) + loss_d
+
+
+def _full(logits: Tensor) -> Tensor:
+    """In float32, or float64 where they are. (B, N) -> (B, N)"""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from s2dlib.losses import detail_loss, s2d_loss, synopsis_loss
 from s2dlib.metrics import accuracy, topk_hits
@@ -63,6 +65,22 @@ def test_the_releases_loss_counts_all_clips_and_smooths_their_labels():
     loss_s = synopsis_loss(out, labels, label_smoothing=0.1).item()
     both = s2d_loss(out, labels, 0.5, masked=False, label_smoothing=0.1)
     assert both.item() == pytest.approx(0.5 * loss_s + smooth)
+
+
+def test_losses_of_bfloat16_logits_are_float32_and_so_are_their_gradients():
+    out, labels = output(), torch.randint(0, 7, (6,))
+    half = replace(out, logits=out.logits.bfloat16(), detail_logits=out.detail_logits.bfloat16())
+    half.topk_mask = out.topk_mask.bfloat16()
+    exact = replace(out, logits=half.logits.double(), detail_logits=half.detail_logits.double())
+    for loss in (synopsis_loss, detail_loss, s2d_loss):
+        ours = loss(half, labels)
+        assert ours.dtype == torch.float32
+        assert_close(ours.double(), loss(exact, labels), rtol=1e-6, atol=0)
+    wide = half.detail_logits.detach().float().requires_grad_()
+    narrow = half.detail_logits.detach().requires_grad_()
+    for logits in (wide, narrow):
+        detail_loss(replace(out, detail_logits=logits), labels).backward()
+    assert_close(narrow.grad, wide.grad.bfloat16(), rtol=0, atol=0)  # rounded once, at the end
 
 
 def test_a_network_alone_is_trained_by_its_plain_cross_entropy():
