@@ -29,9 +29,22 @@ class Taps:
 
     first: Tensor  # the first input. (..., n_out) int64
     weights: Tensor  # sum to 1; 0 beyond the end of an axis shorter than TAPS. (..., n_out, TAPS)
-    slopes: Tensor  # of the weights when the centre moves. (..., n_out, TAPS)
-    log_z: Tensor  # log of the sum of exp(-far^2 / 2), far the offset from a tap. (..., n_out)
-    mean: Tensor  # of the offsets, by weight. (..., n_out)
+    far: Tensor  # offsets of the centre from them. (..., n_out, TAPS)
+
+    @property
+    def slopes(self) -> Tensor:
+        """Of the weights when the centre moves. (..., n_out, TAPS)"""
+        return slopes_of(self.weights, self.far)
+
+
+def log_gaussian(far: Tensor) -> Tensor:
+    """Log of a Gaussian of variance 1, but for its normaliser (Eq. 7). far: offsets p - r. (...,)
+
+    A softmax over it needs no more care: it takes off the largest exponent, which is the nearest
+    input's, before exp. The kernels, which have no row at hand, take it off here
+    (triton_kernels._log_gaussian).
+    """
+    return -0.5 * far**2
 
 
 def band(p: Tensor, n_in: Tensor | int) -> Taps:
@@ -46,18 +59,15 @@ def band(p: Tensor, n_in: Tensor | int) -> Taps:
     first = _first(p, n_in)  # (..., n_out)
     r = first[..., None] + torch.arange(TAPS, device=p.device)  # (..., n_out, TAPS)
     far = p[..., None] - (r + 0.5)
-    beyond = r >= torch.as_tensor(n_in, device=p.device)[..., None]
-    logs = (-0.5 * far**2).masked_fill(beyond, -torch.inf)
-    weights = logs.softmax(dim=-1)
-    mean = (weights * far).sum(dim=-1)
-    slopes = slopes_of(weights, far)
-    return Taps(first, weights, slopes, logs.logsumexp(dim=-1), mean)
+    beyond = r >= (n_in[..., None] if isinstance(n_in, Tensor) else n_in)
+    weights = log_gaussian(far).masked_fill(beyond, -torch.inf).softmax(dim=-1)
+    return Taps(first, weights, far)
 
 
 def filters(p: Tensor, n_in: int) -> tuple[Tensor, Tensor]:
     """Weights over a whole axis (Eq. 7), and the offsets p - r. Both (..., n_out, n_in)"""
     far = p[..., None] - (torch.arange(n_in, device=p.device) + 0.5)
-    return (-0.5 * far**2).softmax(dim=-1), far
+    return log_gaussian(far).softmax(dim=-1), far
 
 
 def slopes_of(weights: Tensor, far: Tensor) -> Tensor:
@@ -186,7 +196,13 @@ def _spans(p: Tensor, n_in: int) -> list[list[list[int]]]:
 
 
 def _first(p: Tensor, n_in: Tensor | int) -> Tensor:
-    """The first of the TAPS inputs around each centre, int64; the band is kept inside the axis."""
-    last = torch.as_tensor(n_in, device=p.device) - TAPS
-    first = (p - 0.5).round() - REACH
-    return torch.minimum(first, last.to(p.dtype)).clamp(min=0).long()
+    """The first of the TAPS inputs around each centre, int64; the band is kept inside the axis.
+
+    A centre that is not a number gets the first band: the volume shows it, not a wild address.
+    """
+    first = p.ceil() - 1 - REACH  # input r, which spans r to r + 1, lies at r + 0.5
+    if isinstance(n_in, Tensor):
+        first = torch.minimum(first, (n_in - TAPS).to(p.dtype))
+    else:
+        first = first.clamp(max=n_in - TAPS)
+    return first.clamp(min=0).nan_to_num().long()

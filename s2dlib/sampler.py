@@ -70,7 +70,7 @@ def gaussian_filters(p: Tensor, n_in: int, valid: Tensor | None = None) -> Tenso
         G[z, r], the weight of input r in output z. (..., n_out, n_in)
     """
     r = torch.arange(n_in, device=p.device, dtype=p.dtype) + 0.5  # (n_in,)
-    log_weights = -0.5 * (p[..., None] - r) ** 2  # (..., n_out, n_in)
+    log_weights = banded.log_gaussian(p[..., None] - r)  # (..., n_out, n_in)
     if valid is not None:
         log_weights = log_weights.masked_fill(r > valid[..., None, None], -torch.inf)
     return log_weights.softmax(dim=-1)
@@ -83,8 +83,9 @@ def linear_filters(p: Tensor, n_in: int, valid: Tensor | None = None) -> Tensor:
     gaussian_filters.
     """
     r = torch.arange(n_in, device=p.device, dtype=p.dtype) + 0.5  # (n_in,)
-    last = (valid[..., None] if valid is not None else torch.as_tensor(n_in, device=p.device)) - 0.5
-    p = torch.minimum(p.clamp(min=0.5), last.to(p.dtype))
+    p = p.clamp(min=0.5, max=n_in - 0.5)
+    if valid is not None:
+        p = torch.minimum(p, (valid[..., None] - 0.5).to(p.dtype))
     return (1 - (p[..., None] - r).abs()).clamp(min=0)
 
 
@@ -294,7 +295,7 @@ class DetailSampler(nn.Module):
 def check_clips(frames: Tensor, n_frames: Tensor | None) -> Tensor:
     """The number of real frames of each clip, on the device of the frames. (B,)
 
-    The lengths are checked where they lie on the CPU: on a GPU that would stall the queue.
+    Lengths on the CPU are checked. On a GPU that would stall the queue: they are moved into [1, T].
 
     Raises:
         ValueError: frames are not (B, 1 or 3, T, H, W), a batch or clip is empty, or a length does
@@ -312,9 +313,11 @@ def check_clips(frames: Tensor, n_frames: Tensor | None) -> Tensor:
         raise ValueError(f"n_frames must hold {B} lengths, one a clip, got {tuple(n_frames.shape)}")
     if torch.compiler.is_exporting():  # a graph cannot raise on values (export.py)
         return n_frames
-    if n_frames.device.type == "cpu" and not (1 <= n_frames.min() and n_frames.max() <= T):
+    if n_frames.device.type != "cpu":
+        return n_frames.to(frames.device).clamp(1, T)
+    if not (1 <= n_frames.min() and n_frames.max() <= T):
         raise ValueError(f"n_frames must lie in [1, T={T}], got {n_frames.tolist()}")
-    return n_frames.to(frames.device)
+    return n_frames.to(frames.device, non_blocking=True)
 
 
 def log_stride_bounds(full: Tensor | float) -> tuple[float | Tensor, float]:
