@@ -3,11 +3,13 @@
     python -m s2dlib.run notebooks/02_train.ipynb out.ipynb -p preset synthetic -p variant b2
 
 Papermill only warns about an unknown parameter and goes on with the default; here it is refused.
+Where several GPUs are visible, runs side by side use different ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import re
@@ -15,7 +17,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,9 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
         ipc = os.name == "posix" and len(folder) + 20 < SOCKET_PATH  # no ports, so no clashes
         transport = {"transport": "ipc", "connection_file": f"{folder}/k.json"} if ipc else {}
         command = _command(notebook, output, parameters)
-        with _environment(S2D_COMMAND=command, JUPYTER_PATH=folder):
+        one_gpu = _wants_one_gpu(notebook, known, parameters)
+        gpu = reserve_gpu() if one_gpu else nullcontext({})
+        with gpu as visible, _environment(S2D_COMMAND=command, JUPYTER_PATH=folder, **visible):
             papermill.execute_notebook(
                 notebook,
                 output,
@@ -74,6 +78,53 @@ def parse_value(text: str) -> object:
     if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", text):
         return float(text)
     return yaml.safe_load(text)
+
+
+@contextmanager
+def reserve_gpu() -> Iterator[dict[str, str]]:
+    """Reserve one of several GPUs, so that runs side by side on one machine use different ones.
+
+    A reservation is the lock of a file, which the system releases however this process ends. Where
+    every GPU is reserved, one with the fewest runs is shared: nobody waits.
+
+    Yields:
+        CUDA_VISIBLE_DEVICES for the kernel; nothing where fewer than two GPUs are visible.
+    """
+    gpus = visible_gpus()
+    if len(gpus) < 2 or os.name != "posix":
+        yield {}
+        return
+    import fcntl
+
+    folder = Path(tempfile.gettempdir(), f"s2d-gpus-{os.getuid()}")
+    folder.mkdir(exist_ok=True)
+    for n_sharing, gpu in ((n, gpu) for n in itertools.count() for gpu in gpus):
+        with (folder / f"{gpu.replace('/', '-')}.{n_sharing}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield {"CUDA_VISIBLE_DEVICES": gpu}
+            return
+
+
+def visible_gpus() -> list[str]:
+    """Entries of CUDA_VISIBLE_DEVICES, else indices of all GPUs; CUDA is not initialised."""
+    if (listed := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        entries = map(str.strip, listed.split(","))
+        return list(itertools.takewhile(lambda entry: entry not in ("", "-1"), entries))
+    if len(list(Path("/dev").glob("nvidia[0-9]*"))) < 2:  # spares the seconds that torch takes
+        return []
+    import torch
+
+    return [str(n) for n in range(torch.cuda.device_count())]
+
+
+def _wants_one_gpu(notebook: Path, known: dict[str, Any], parameters: dict[str, Any]) -> bool:
+    """Whether a notebook asks torch for a GPU, and not for several processes, each with its own."""
+    default = known["processes"]["default"] if "processes" in known else "1"
+    processes = parameters.get("processes", parse_value(default))
+    return processes == 1 and "torch.cuda" in notebook.read_text()
 
 
 def _command(notebook: Path, output: Path, parameters: dict[str, Any]) -> str:

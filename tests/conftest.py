@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 
 import av
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 
 if not torch.cuda.is_available():  # kernels run on CPU tensors, if asked before they are loaded
     os.environ["TRITON_INTERPRET"] = "1"
@@ -28,6 +30,17 @@ N_BITS = 10  # the barcode: ten bars along the top quarter, the lowest bit at th
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def triton_kernels() -> ModuleType:
+    """s2dlib.triton_kernels, on a GPU or in Triton's interpreter; skips where neither runs them."""
+    kernels = pytest.importorskip("s2dlib.triton_kernels", exc_type=ImportError)
+    triton, numpy = Version(kernels.triton.__version__), Version(np.__version__)
+    interprets = triton >= Version("3.7") or numpy < Version("2.4")
+    if not torch.cuda.is_available() and not interprets:
+        pytest.skip(f"Triton {triton} cannot interpret kernels under numpy {numpy}, and no GPU")
+    return kernels
 
 
 @pytest.fixture

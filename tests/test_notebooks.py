@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 from s2dlib.data import read_csv
 from s2dlib.index import Row, make_index, write_index
@@ -70,6 +71,14 @@ def test_each_code_cell_follows_a_paragraph(path):
         assert kind == "markdown" or before == "markdown"
 
 
+@each_notebook
+def test_a_notebook_that_chooses_a_device_names_torch_cuda_by_which_a_gpu_is_reserved(path):
+    lines = [line for cell in code_of(path) for line in cell["source"]]
+    chooses = any(line.startswith("device = ") for line in lines)
+    assert chooses == ("torch.cuda" in path.read_text())
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the notebooks compute
 PARAMETERS = {  # handed over beside smoke
     "00_data": ["csv", "results"],
     "01_detail_sampler": ["csv", "results"],
@@ -104,7 +113,7 @@ WRITTEN = {
         "tables/looking-size-synthetic.csv",
         "tables/parts-synthetic.md",
     ],
-    "10_latency": ["benchmarks/latency-cpu.csv", "benchmarks/latency-cpu.json"],
+    "10_latency": [f"benchmarks/latency-{DEVICE}.csv", f"benchmarks/latency-{DEVICE}.json"],
 }
 
 
@@ -149,7 +158,11 @@ def test_00_data_tells_what_is_missing_and_goes_on_without_the_bad_file(tmp_path
     assert "| val | 2 | 1 | 1 | 2 | 2 | 12 |" in table.replace("12.0", "12")
 
 
-def test_two_processes_stream_their_lines_into_the_cell_and_the_record_says_so(csv, tmp_path):
+def test_two_processes_stream_their_lines_into_the_cell_and_the_record_says_so(
+    csv, tmp_path, monkeypatch
+):
+    if torch.cuda.device_count() < 2:  # each needs a GPU of its own: both use the CPU instead
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     parameters = {"smoke": True, "csv": csv, "results": str(tmp_path), "processes": 2}
     executed = run_notebook(FOLDER / "02_train.ipynb", tmp_path / "out.ipynb", parameters)
     outputs = [output for cell in code_of(executed) for output in cell["outputs"]]

@@ -7,7 +7,9 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -76,3 +78,18 @@ def test_the_graph_trains_every_row_of_table_2_after_the_networks_it_starts_from
             assert (f"dnet_from ../results/runs/synthetic-zoom-{seed}/" in commands[0]) == (
                 row != "a1"
             )
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_kernels_are_skipped_where_triton_can_neither_run_nor_interpret_them(
+    gpu, monkeypatch, request
+):
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", "3.6.0")
+    monkeypatch.setattr(np, "__version__", "2.4.1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    if gpu:
+        request.getfixturevalue("triton_kernels")
+    else:
+        with pytest.raises(pytest.skip.Exception, match="3.6.0 cannot .* numpy 2.4.1, and no GPU"):
+            request.getfixturevalue("triton_kernels")
