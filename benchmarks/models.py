@@ -4,7 +4,8 @@
     python benchmarks/models.py --batches 1 16 --compile         # a GPU
 
 Each samples its own frames from the same raw clip. Folded is inference.for_inference; compiled, the
-networks (not the samplers) go through torch.compile. On CUDA all run under bfloat16 autocast.
+networks (not the samplers) go through torch.compile. On CUDA all run under bfloat16 autocast,
+entered anew in each pass, which then casts the weights, as in evaluation.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from functools import partial
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from s2dlib import results as records
 from s2dlib.config import PRESETS
 from s2dlib.cost import latency
 from s2dlib.inference import for_inference
-from s2dlib.model import S2DNet, build_model
+from s2dlib.model import Output, S2DNet, build_model
 
 NAMES = ["ssv2", "tsm-r50", "tdn-r50", "x3d-m"]
 
@@ -32,6 +34,12 @@ def compiled(model: S2DNet) -> S2DNet:
         if getattr(model, name) is not None:
             getattr(model, name).compile(dynamic=False)
     return model
+
+
+def forward(model: S2DNet, frames: Tensor, device: str) -> Output:
+    """One pass. An autocast around several would cast the weights in the first one only."""
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        return model(frames)
 
 
 def measure(names: list[str], B: int, how: list[str], device: str, n_runs: int) -> pd.DataFrame:
@@ -46,9 +54,12 @@ def measure(names: list[str], B: int, how: list[str], device: str, n_runs: int) 
         models[name, "folded"] = for_inference(plain)
         if "compiled" in how:
             models[name, "compiled"] = compiled(for_inference(plain))
-    calls = {f"{n}/{h}": partial(model, frames) for (n, h), model in models.items() if h in how}
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        table = latency(calls, device, n_runs)
+    calls = {
+        f"{n}/{h}": partial(forward, model, frames, device)
+        for (n, h), model in models.items()
+        if h in how
+    }
+    table = latency(calls, device, n_runs)
     table[["model", "how"]] = table.pop("name").str.split("/", expand=True)
     first = table[table["model"] == names[0]].set_index("how")["ms"]
     table["ratio"] = table["ms"] / table["how"].map(first)

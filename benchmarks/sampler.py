@@ -5,10 +5,10 @@
 
 Ways take turns; medians. `limit` is the time to copy, at the copy bandwidth measured here, the raw
 bytes that the Gaussians reach and those of the volume: no sampler can be faster; `compute_ms` the
-time of the multiply-adds at the rate of a matrix product here. `grid_sample` is the usual trilinear
-sampler, another function, for scale. The loop is one clip at a time in float32,
-as the authors' release does it, written for this comparison. On CUDA the band comes
-twice, its products in float32 and in TF32.
+time of the multiply-adds at the rate of a large float32 matrix product here. `grid_sample` is the
+usual trilinear sampler, another function, for scale. The loop is one clip at a time in float32, as
+the authors' release does it, written for this comparison. On CUDA the band comes twice, its
+products in float32 and in TF32.
 """
 
 from __future__ import annotations
@@ -146,19 +146,34 @@ def milliseconds(call: Callable[[], object], device: str) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def copy_bandwidth(device: str, megabytes: int) -> float:
-    """Bytes a millisecond that a copy reads and writes, together."""
+def copy_bandwidth(device: str, megabytes: int, repeats: int = 1) -> float:
+    """Bytes a millisecond that a copy reads and writes, together; repeats copies in a timing."""
     block = torch.empty(megabytes * 2**20, dtype=torch.uint8, device=device)
     target = torch.empty_like(block)
-    times = [milliseconds(lambda: target.copy_(block), device) for _ in range(10)]
-    return 2 * block.numel() / statistics.median(times[2:])
+
+    def copies() -> list[Tensor]:
+        return [target.copy_(block) for _ in range(repeats)]
+
+    times = [milliseconds(copies, device) for _ in range(10)]
+    return 2 * block.numel() * repeats / statistics.median(times[2:])
 
 
-def matrix_rate(device: str, n: int) -> float:
-    """Multiply-adds a millisecond of a float32 matrix product."""
-    a, b = torch.randn(2, n, n, device=device)
-    times = [milliseconds(lambda: a @ b, device) for _ in range(10)]
-    return n**3 / statistics.median(times[2:])
+def matrix_rate(device: str, n: int, repeats: int = 1) -> float:
+    """Multiply-adds a millisecond of float32 products of n x n; repeats products in a timing."""
+    a, b, out = torch.randn(3, n, n, device=device)
+
+    def products() -> list[Tensor]:
+        return [torch.mm(a, b, out=out) for _ in range(repeats)]
+
+    times = [milliseconds(products, device) for _ in range(10)]
+    return n**3 * repeats / statistics.median(times[2:])
+
+
+def measure_rates(device: str, smoke: bool) -> tuple[float, float]:
+    """Bytes and multiply-adds a millisecond. On CUDA many at a time hide the launches."""
+    repeats = 20 if device == "cuda" else 1
+    n = 4096 if device == "cuda" and not smoke else 1024
+    return copy_bandwidth(device, 16 if smoke else 512, repeats), matrix_rate(device, n, repeats)
 
 
 def measure(
@@ -216,7 +231,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if chosen.smoke:
         chosen.frames, chosen.runs = [20], 1
-    rates = copy_bandwidth(device, 16 if chosen.smoke else 512), matrix_rate(device, 1024)
+    rates = measure_rates(device, chosen.smoke)
     rows = []
     for B in chosen.batches:
         for T in chosen.frames:

@@ -140,16 +140,19 @@ def side_by_side(
     """
     B, *extent = size
     frames = torch.randint(256, (B, 3, *extent), dtype=torch.uint8, device=device)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
     calls = {name: partial(model.to(device).eval(), frames) for name, model in models.items()}
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+    with autocast:
         inner = steps(next(iter(models.values())), frames)
-        table = latency(calls | {f"- {name}": f for name, f in inner.items()}, device, n_runs)
+    calls |= {f"- {name}": step for name, step in inner.items()}
+    # Entered by each pass, as a user does: around all, it would keep the weights that it has cast.
+    table = latency({name: autocast(call) for name, call in calls.items()}, device, n_runs)
     return table.assign(ratio=table["ms"] / table["ms"][0], batch=B)
 
 
 def _milliseconds(call: Callable[[], object], device: str) -> float:
     """Of one call; on CUDA between two events of its stream."""
-    if device != "cuda":
+    if torch.device(device).type != "cuda":
         start = time.perf_counter()
         call()
         return 1e3 * (time.perf_counter() - start)
