@@ -25,10 +25,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from s2dlib.config import PRESETS, DataConfig, Preset, TrainConfig
-from s2dlib.data import VideoDataset, collate
+from s2dlib.data import VideoDataset, collate, load_batches
 from s2dlib.losses import s2d_loss
 from s2dlib.model import S2DNet, build_model
 from s2dlib.results import provenance, write_measured
@@ -102,9 +102,7 @@ def measure(
 
     def loader() -> int:
         parts = batches(len(videos), size, 0, 0)[:n_steps]
-        read = DataLoader(
-            videos, batch_sampler=parts, num_workers=config.workers, collate_fn=collate
-        )
+        read = load_batches(videos, steps=parts, workers=config.workers, device=device)
         return sum(len(batch["label"]) for batch in read)
 
     runs = {"loop": loop, "step": step} | ({} if videos is None else {"loader": loader})

@@ -420,7 +420,7 @@ def load_batches(
     batch_size: int = 1,
     workers: int = 0,
     steps: Sequence[Sequence[int]] | None = None,
-    pin_memory: bool = False,
+    device: str | torch.device = "cpu",
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of the clips that can be read; dataset.failed tells which cannot, and why.
 
@@ -431,16 +431,51 @@ def load_batches(
         batch_size: clips a batch (crops, where videos have several), in the data set's order.
         workers: processes that load.
         steps: the clips of each batch instead.
-        pin_memory: so that batches go to a GPU without waiting.
+        device: where the batches are to lie; a GPU gets them ahead of need (on_device).
 
     Raises:
         RuntimeError: more than MAX_FAILED of the clips cannot be read, or TRIES of them in turn.
     """
     videos = max(1, batch_size // dataset.n_crops)
     how = {"batch_sampler": steps} if steps is not None else {"batch_size": videos}
-    how |= {"num_workers": workers, "worker_init_fn": return_memory, "pin_memory": pin_memory}
+    how |= {"num_workers": workers, "worker_init_fn": return_memory}
+    how |= {"pin_memory": torch.device(device).type == "cuda"}
     dataset.failed = {}
-    return _readable(dataset, iter(DataLoader(dataset, collate_fn=collate, **how)))
+    batches = _readable(dataset, iter(DataLoader(dataset, collate_fn=collate, **how)))
+    return on_device(batches, device)
+
+
+def on_device(
+    batches: Iterator[dict[str, Tensor]], device: str | torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """Batches whose tensors lie on a device; on a GPU the next one is copied while one is used.
+
+    Args:
+        batches: on the CPU; for a GPU in pinned memory, or each copy waits.
+    """
+    if (device := torch.device(device)).type != "cuda":
+        for batch in batches:
+            yield {name: value.to(device) for name, value in batch.items()}
+        return
+    stream, before = torch.cuda.Stream(device), None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            copies = {name: v.to(device, non_blocking=True) for name, v in batch.items()}
+        after = (copies, stream.record_event())
+        if before is not None:
+            yield _arrived(*before)
+        before = after
+    if before is not None:
+        yield _arrived(*before)
+
+
+def _arrived(batch: dict[str, Tensor], copied: torch.cuda.Event) -> dict[str, Tensor]:
+    """A batch for the current stream, which waits for its copy; the CPU does not."""
+    stream = torch.cuda.current_stream(batch["frames"].device)
+    stream.wait_event(copied)
+    for value in batch.values():
+        value.record_stream(stream)  # or its memory might be given away before it is read
+    return batch
 
 
 def _readable(

@@ -11,7 +11,7 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -24,17 +24,25 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from s2dlib.config import CONFIG_FILE, METRICS_FILE, PRESETS, SAME_RUN, DataConfig
+from s2dlib.config import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    PRESETS,
+    SAME_RUN,
+    DataConfig,
+    TrainConfig,
+)
 from s2dlib.data import TRUTH, VideoDataset, load_batches
-from s2dlib.model import S2DNet
+from s2dlib.model import Output, S2DNet
 from s2dlib.sampler import (
     Theta,
+    check_clips,
     distance_to_truth,
     frozen_theta,
     grid_centres,
     nearest_detail_frame,
 )
-from s2dlib.train import evaluate
+from s2dlib.train import batch_sums, evaluate, theta_at_test
 
 PACKAGES = (
     "torch",
@@ -348,26 +356,31 @@ def load_run(run_dir: str | Path) -> tuple[S2DNet, dict[str, Any]]:
 
 @torch.no_grad()
 def where_it_looks(
-    model: S2DNet, dataset: VideoDataset, batch_size: int = 32, device: str = "cpu"
+    model: S2DNet,
+    dataset: VideoDataset,
+    batch_size: int = 32,
+    device: str = "cpu",
+    workers: int = 0,
 ) -> pd.DataFrame:
     """What the full model does with each test clip: its verdicts, and where it looks.
 
     Returns:
         A row a clip: label, snet and s2dnet (the classes they say); confidence (SNet's largest
-        probability); looks_t (mu_t T) and delta_t in
-        raw frames; looks_y, looks_x, delta_y, delta_x in raw pixels, of the detail frame nearest to
-        the true moment (of the middle one where it is not known); and, where the truth is known,
-        t, duration, size, y, x of the detail, sampler.distance_to_truth, and nearest_t, from the
-        true moment to the detail frame nearest to it (raw frames).
+        probability); looks_t (mu_t T) and delta_t in raw frames; looks_y, looks_x, delta_y, delta_x
+        in raw pixels, of the detail frame nearest to the true moment (of the middle one where it is
+        not known); and, where the truth is known, t, duration, size, y, x of the detail,
+        sampler.distance_to_truth, and nearest_t, from the true moment to the detail frame nearest
+        to it (raw frames).
     """
     if model.snet is None or model.dnet is None:
         raise ValueError(
             "expected SNet and DNet: rows a1 and a2 of Table 2 look nowhere by themselves"
         )
     model, rows, size = model.to(device).eval(), [], model.config.detail_size
-    for batch in load_batches(dataset, batch_size):
-        out = model(batch["frames"].to(device), batch["n_frames"])
+    for batch in load_batches(dataset, batch_size, workers, device=device):
+        out = model(batch["frames"], batch["n_frames"])
         theta, extent = out.theta.map(torch.Tensor.cpu), batch["frames"].shape[-2:]
+        batch = {name: value.cpu() for name, value in batch.items() if name != "frames"}
         moment = theta.mu_t * batch["n_frames"]  # (B,)
         row = {"label": batch["label"], "snet": out.logits.argmax(1).cpu()}
         row |= {"confidence": out.logits.float().softmax(1).amax(1).cpu()}
@@ -396,10 +409,21 @@ def looks_of(run_dir: str | Path, csv: str = "", split: str = "test") -> pd.Data
     model, config = load_run(run_dir)
     data = DataConfig(**config["data"])
     data = replace(data, csv=csv or data.csv, cache=None if csv else data.cache, test_crops=1)
-    looks = where_it_looks(model, VideoDataset(data, split, train=False))
+    dataset, device = VideoDataset(data, split, train=False), best_device()
+    looks = where_it_looks(model, dataset, device=device, workers=workers_of(config))
     right = 100.0 * (looks["label"] == looks["s2dnet"])
     known = {"variant": config["variant"], "seed": config["seed"], "n_frames": data.n_frames}
     return looks.assign(right=right, **known)
+
+
+def best_device() -> str:
+    """A GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def workers_of(record: dict[str, Any]) -> int:
+    """How many processes read the clips of a run, by its record."""
+    return max((train.get("workers", 0) for train in record.get("recipes", {}).values()), default=0)
 
 
 def by_thirds(clips: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -418,29 +442,100 @@ def by_thirds(clips: pd.DataFrame, column: str) -> pd.DataFrame:
     return means.rename("top1").reset_index()
 
 
+class SeenThetas:
+    """Each clip's own theta, kept while a model is evaluated: evaluate(on_batch=seen.add)."""
+
+    def __init__(self) -> None:
+        self.indices: list[Tensor] = []
+        self.thetas: list[Theta] = []
+
+    def add(self, out: Output, batch: dict[str, Tensor]) -> None:
+        """Keep a batch's theta, and which clips these are."""
+        self.indices.append(batch["index"])
+        self.thetas.append(out.theta.map(torch.Tensor.detach))
+
+    def all(self) -> Theta:
+        """Of all clips, in the order in which they came. (n,) or (n, T_D) each"""
+        names = vars(self.thetas[0])
+        return Theta(**{k: torch.cat([vars(t)[k] for t in self.thetas]) for k in names})
+
+    def rows(self, n_clips: int) -> Tensor:
+        """The row of `all` of each clip by its index; 0 for one that could not be read. (n,)"""
+        indices = torch.cat(self.indices)
+        rows = indices.new_zeros(n_clips)
+        rows[indices] = torch.arange(len(indices), device=indices.device)
+        return rows
+
+
+def metrics_of(
+    model: S2DNet, dataset: VideoDataset, config: TrainConfig, device: str = "cpu"
+) -> dict[str, float]:
+    """What a record says of a trained model: accuracy, and what its theta is worth.
+
+    The clips are read twice: the thetas of all are known only when all have been seen.
+
+    Args:
+        dataset: the split to test on.
+        config: batch size, workers, precision, and where DNet looks.
+
+    Returns:
+        As of train.evaluate and, where the model learns theta, of controls.
+    """
+    how = {"batch_size": config.batch_size, "workers": config.workers, "device": device}
+    how |= {"amp": config.amp}
+    learns = model.snet is not None and model.snet.theta_head is not None
+    seen, look = SeenThetas(), theta_at_test(model, config)
+    keep = seen.add if learns and look is None else None
+    metrics = evaluate(model, dataset, theta=look, on_batch=keep, **how)
+    if learns and look is not None:  # its own thetas are still to be seen
+        evaluate(model, dataset, on_batch=seen.add, **how)
+    return metrics | (controls(model, dataset, seen, **how) if learns else {})
+
+
 @torch.no_grad()
 def controls(
-    model: S2DNet, dataset: VideoDataset, batch_size: int = 32, device: str = "cpu"
+    model: S2DNet,
+    dataset: VideoDataset,
+    seen: SeenThetas,
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    device: str = "cpu",
+    amp: bool = True,
 ) -> dict[str, float]:
     """Top-1 of a trained model when its theta is exchanged at test time, all else kept.
 
     What theta is worth: a model that owes its accuracy to where it looks loses it with the mean
     theta of all clips, with another clip's, and with the uniform grid; the truth tells how much
-    better it could look.
+    better it could look. Each clip is read once, and sampled at all of these thetas.
+
+    Args:
+        seen: the model's own thetas of these clips.
+        others: as in train.evaluate.
 
     Returns:
         Percent: top1_mean, top1_shuffled, top1_uniform, and, where the truth is known, top1_truth
         (centres on the detail, the model's own strides).
     """
-    thetas, indices, model = [], [], model.to(device).eval()
-    for batch in load_batches(dataset, batch_size):
-        out = model(batch["frames"].to(device), batch["n_frames"])
-        indices.append(batch["index"])
-        thetas.append(out.theta.map(torch.Tensor.cpu))
-    own = Theta(**{k: torch.cat([vars(t)[k] for t in thetas]) for k in vars(thetas[0])})
-    n_clips = len(dataset) * dataset.n_crops
-    row = torch.zeros(n_clips, dtype=torch.long)  # of a clip in own, where it could be read
-    row[torch.cat(indices)] = torch.arange(sum(map(len, indices)))
+    device = torch.device(device)
+    model, looks, n = model.to(device).eval(), _exchanged(model, dataset, seen), 0
+    sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in looks}
+    for batch in load_batches(dataset, batch_size, workers, device=device):
+        frames, n_frames = batch["frames"], check_clips(batch["frames"], batch["n_frames"])
+        n += len(frames)
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp and device.type == "cuda"):
+            glance = model.glance(frames, n_frames)
+            for name, look in looks.items():
+                out = model.look_closely(glance, frames, n_frames, look(batch))
+                sums[name] += batch_sums(out, batch["label"], dataset.n_crops)["top1"]
+    return {f"top1_{name}": value.item() / n for name, value in sums.items()}
+
+
+def _exchanged(
+    model: S2DNet, dataset: VideoDataset, seen: SeenThetas
+) -> dict[str, Callable[[dict[str, Tensor]], Theta]]:
+    """By name, what gives the clips of a batch another theta than their own."""
+    own, rows = seen.all(), seen.rows(len(dataset) * dataset.n_crops)
     mean = own.map(lambda v: v.mean(dim=0, keepdim=True).expand_as(v))
     another = own.map(lambda v: v.roll(dataset.n_crops, dims=0))  # no video keeps its own
 
@@ -449,24 +544,18 @@ def controls(
         return frozen_theta(*extent, model.config.detail_size, "full")
 
     def true_centres(batch: dict[str, Tensor]) -> Theta:
-        theta = own.map(lambda v: v[row[batch["index"]]])
+        theta = own.map(lambda v: v[rows[batch["index"]]])
         t, _, _, y, x = batch["truth"].unbind(1)  # (B,) each
         n, (H, W) = batch["n_frames"], batch["frames"].shape[-2:]
         mu_y, mu_x = (v[:, None].expand_as(theta.mu_y) for v in (y / H, x / W))
         return replace(theta, mu_t=t / n, mu_y=mu_y, mu_x=mu_x)
 
     looks = {
-        "mean": lambda batch: mean.map(lambda v: v[row[batch["index"]]]),
-        "shuffled": lambda batch: another.map(lambda v: v[row[batch["index"]]]),
+        "mean": lambda batch: mean.map(lambda v: v[rows[batch["index"]]]),
+        "shuffled": lambda batch: another.map(lambda v: v[rows[batch["index"]]]),
         "uniform": uniform,
     }
-    if dataset.has_truth:
-        looks["truth"] = true_centres
-    how = {"batch_size": batch_size, "device": device}
-    return {
-        f"top1_{name}": evaluate(model, dataset, theta=look, **how)["top1"]
-        for name, look in looks.items()
-    }
+    return looks | ({"truth": true_centres} if dataset.has_truth else {})
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:

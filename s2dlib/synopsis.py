@@ -149,7 +149,9 @@ class AttentionHead(nn.Module):
 
 def bounded_zoom(raw: Tensor, full: Tensor | float, start: float) -> Tensor:
     """s in [one frame or pixel / full, 1], equal to `start` or more at raw = 0. (...,) -> (...,)"""
-    smallest = 1 / torch.as_tensor(full, device=raw.device).clamp(min=1)
+    if not isinstance(full, Tensor):  # on the device of raw, without a copy from the CPU
+        full = torch.full((1,), full, dtype=raw.dtype, device=raw.device)
+    smallest = 1 / full.clamp(min=1)
     smallest = smallest.view(-1, *[1] * (raw.ndim - 1))  # (B, 1...) or (1, 1...)
     share = ((start - smallest) / (1 - smallest).clamp(min=1e-6)).clamp(1e-3, 1 - 1e-3)
     return smallest + (1 - smallest) * torch.sigmoid(raw + torch.logit(share))
@@ -198,9 +200,15 @@ class ThetaHead(nn.Module):
         self.branches = HEADS[config.theta_head](config, (C, *positions))
 
     def forward(self, features: Tensor, mask: Tensor, frozen: Theta, extent: Extent) -> Theta:
-        """features: e (B, C_S, T_S, h, w); mask: s (B, N); frozen: theta where not learned."""
-        h = self.convolutions(torch.cat((features, expand_like(mask, features)), dim=1))
-        return self.branches(h, frozen, extent)
+        """features: e (B, C_S, T_S, h, w); mask: s (B, N); frozen: theta where not learned.
+
+        In the precision of the weights also under autocast: in bfloat16, whose step below 1 is
+        1/256, a centre would lie on a grid of about one raw pixel (authors' release: float32, too).
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(self.convolutions[0].weight.dtype)
+            h = self.convolutions(torch.cat((features, expand_like(mask, features)), dim=1))
+            return self.branches(h, frozen, extent)
 
 
 class ContextHead(nn.Module):

@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 
 def theta_to_use(model: S2DNet, batch: dict[str, Tensor], how: str) -> Theta | None:
-    """Where DNet shall look (config.THETAS), on the CPU; None: where the model says.
+    """Where DNet shall look (config.THETAS), where the batch lies; None: where the model says.
 
     Raises:
         ValueError: the truth is asked for, of clips that have none.
@@ -97,23 +97,30 @@ def truth_statistics(out: Output, batch: dict[str, Tensor]) -> dict[str, Tensor]
     """Sums over the clips of distance_to_truth; none where the truth is not known. () each."""
     if out.theta is None or "truth" not in batch:
         return {}
-    theta = out.theta.map(lambda v: v.float().cpu())
+    theta = out.theta.map(lambda v: v.detach().float())
     extent = (batch["n_frames"], *batch["frames"].shape[-2:])
     far = distance_to_truth(theta, batch["truth"], *extent, out.detail_volume.shape[-3:])
-    return {k: v.sum() for k, v in far.items()}
+    return {k: v.double().sum() for k, v in far.items()}
 
 
 def vars_of(out: Output) -> dict[str, Tensor]:
-    """Theta's six parameters by name, each with a leading axis of clips. (B, 1) or (B, T_D)"""
-    return {k: v.view(len(v), -1) for k, v in vars(out.theta).items()}
+    """Theta's six parameters by name, each with a leading axis of clips. (B, 1) or (B, T_D)
+
+    None of a network alone, which has no theta.
+    """
+    return {} if out.theta is None else {k: v.view(len(v), -1) for k, v in vars(out.theta).items()}
 
 
 def theta_at_test(
     model: S2DNet, config: TrainConfig
-) -> Callable[[dict[str, Tensor]], Theta | None]:
-    """Where DNet looks when it is evaluated: as in training, but never at random."""
-    how = "model" if config.theta == "random" else config.theta
-    return lambda batch: theta_to_use(model, batch, how)
+) -> Callable[[dict[str, Tensor]], Theta | None] | None:
+    """Where DNet looks when it is evaluated: as in training, but never at random.
+
+    None: where the model says.
+    """
+    if config.theta in ("model", "random"):
+        return None
+    return lambda batch: theta_to_use(model, batch, config.theta)
 
 
 @torch.no_grad()
@@ -126,6 +133,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     amp: bool = True,
     theta: Callable[[dict[str, Tensor]], Theta | None] | None = None,
+    on_batch: Callable[[Output, dict[str, Tensor]], None] | None = None,
 ) -> dict[str, float]:
     """Accuracy over a split, one clip a video (Sec. 4.1).
 
@@ -134,7 +142,10 @@ def evaluate(
 
     Args:
         batch_size: crops at a time.
+        workers: processes that read the clips.
+        amp: bfloat16 autocast, on CUDA only.
         theta: gives, for a batch, where DNet looks in place of the model's own theta.
+        on_batch: is handed what the model says of each batch, and the batch.
 
     Returns:
         top1, top5, snet_top1, snet_top5 (percent; SNet's where there is one), loss_s, loss_d,
@@ -150,16 +161,15 @@ def evaluate(
     steps = [mine[i : i + n_videos] for i in range(0, len(mine), n_videos)]
     sums: dict[str, Tensor] = {}
     n = 0
-    for batch in load_batches(dataset, workers=workers, steps=steps):
-        labels = batch["label"].to(device)
+    for batch in load_batches(dataset, workers=workers, steps=steps, device=device):
         look = theta(batch) if theta is not None and model.dnet is not None else None
-        look = look if look is None else look.map(lambda v: v.to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=amp and device.type == "cuda"):
-            out = model(batch["frames"].to(device), batch["n_frames"], look)
-        parts = batch_sums(out, labels, dataset.n_crops) | theta_statistics(out, batch)
-        for name, value in (parts | truth_statistics(out, batch)).items():
-            sums[name] = sums.get(name, 0) + value
-        n += len(labels)
+            out = model(batch["frames"], batch["n_frames"], look)
+        add(sums, batch_sums(out, batch["label"], dataset.n_crops) | theta_statistics(out, batch))
+        add(sums, truth_statistics(out, batch))
+        n += len(batch["label"])
+        if on_batch is not None:
+            on_batch(out, batch)
     model.train(was_training)
     n = sum(everyones(n))
     if n == 0:
@@ -183,7 +193,8 @@ def averages(sums: dict[str, float], n: int) -> dict[str, float]:
 def batch_sums(out: Output, labels: Tensor, n_crops: int = 1) -> dict[str, Tensor]:
     """Hits (in percent) and losses of a batch, summed over its clips. labels: (B,). () each.
 
-    The n_crops clips of a video, which stand together, all count what their mean scores say.
+    In float64: sums go on over an epoch, and a bfloat16 one stops growing at 256 times what is
+    added. The n_crops clips of a video, which stand together, all count what their mean scores say.
     """
     scores = {"": out.scores}
     if out.logits is not None:
@@ -192,11 +203,12 @@ def batch_sums(out: Output, labels: Tensor, n_crops: int = 1) -> dict[str, Tenso
     for name, score in scores.items():
         score = score.unflatten(0, (-1, n_crops)).mean(dim=1)  # (B / n_crops, N)
         score = score.repeat_interleave(n_crops, dim=0)  # (B, N)
-        sums |= {f"{name}top{k}": 100.0 * topk_hits(score, labels, k).sum() for k in (1, 5)}
+        hits = {k: topk_hits(score, labels, k).double().sum() for k in (1, 5)}
+        sums |= {f"{name}top{k}": 100.0 * hit for k, hit in hits.items()}
     if out.logits is not None:
-        sums["loss_s"] = synopsis_loss(out, labels) * len(labels)
+        sums["loss_s"] = synopsis_loss(out, labels).double() * len(labels)
     if out.detail_logits is not None:
-        sums["loss_d"] = detail_loss(out, labels) * len(labels)
+        sums["loss_d"] = detail_loss(out, labels).double() * len(labels)
     return sums
 
 
@@ -237,8 +249,7 @@ def train_epoch(
         for clips in steps[first:]
         for i in range(config.accumulate)
     ]
-    how = {"workers": config.workers, "pin_memory": device.type == "cuda"}
-    loader = load_batches(dataset, steps=parts, **how)
+    loader = load_batches(dataset, workers=config.workers, steps=parts, device=device)
     torch.empty((), dtype=torch.int64).random_()  # older versions drew it; their records repeat
     sums: dict[str, Tensor] = {}
     n, factor, elapsed = 0, 0.0, 0.0
@@ -257,7 +268,7 @@ def train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor * (epoch >= group["wait"])
         optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=device)
+        loss = torch.zeros((), dtype=torch.float64, device=device)
         for i in range(config.accumulate):
             batch = next(loader)
             # A mean over the whole step, though DDP averages over processes, whatever their shares.
@@ -268,7 +279,7 @@ def train_epoch(
             loss, n = loss + part["loss"], n + len(batch["label"])
             add(sums, part)
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
-        if not (norm.isfinite() & loss.isfinite()):
+        if not (norm.isfinite() & loss.isfinite()):  # the one moment at which the CPU waits
             theta = {k: (v.min().item(), v.max().item()) for k, v in vars_of(out).items()}
             raise FloatingPointError(
                 f"epoch {epoch + 1}, step {step + 1}: loss {loss.item() / len(steps[step])}, "
@@ -303,16 +314,17 @@ def backward(
     device: torch.device,
     weight: float,
 ) -> tuple[Output, dict[str, Tensor]]:
-    """Add the gradients of a batch's loss, times weight. Returns output, and sums over clips."""
-    frames = batch["frames"].to(device, non_blocking=True)  # from pinned memory: no waiting
-    labels, theta = batch["label"].to(device), theta_to_use(model, batch, config.theta)
-    theta = theta if theta is None else theta.map(lambda v: v.to(device))
+    """Add the gradients of a batch's loss, times weight. Returns output, and sums over clips.
+
+    The batch lies on the device, and nothing here makes the CPU wait for it.
+    """
+    labels, theta = batch["label"], theta_to_use(model, batch, config.theta)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and device.type == "cuda"):
-        out = net(frames, batch["n_frames"], theta)
+        out = net(batch["frames"], batch["n_frames"], theta)
     loss = s2d_loss(out, labels, config.alpha, config.masked, config.label_smoothing)
     (loss * weight).backward()
     with torch.no_grad():
-        sums = batch_sums(out, labels) | {"loss": loss.detach() * len(labels)}
+        sums = batch_sums(out, labels) | {"loss": loss.detach().double() * len(labels)}
         return out, sums | theta_statistics(out, batch)
 
 
@@ -393,6 +405,8 @@ def fit(
             model, train_set, val_set, config, run_dir, seed, device, processes, tensorboard
         )
     curves = open_tensorboard(run_dir) if tensorboard and rank == 0 else None
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # V and V-hat have one size in all steps
     model.to(device)
     optimizer = make_optimizer(model, config)
     train = {name: value for name, value in asdict(config).items() if name not in HOW}

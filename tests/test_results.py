@@ -19,9 +19,9 @@ from s2dlib.results import (
     by_thirds,
     command,
     comparisons,
-    controls,
     difference,
     load_run,
+    metrics_of,
     paper_table,
     provenance,
     read_records,
@@ -33,7 +33,7 @@ from s2dlib.results import (
 )
 from s2dlib.sampler import frozen_theta
 from s2dlib.synthetic import write_dataset
-from s2dlib.train import write_weights
+from s2dlib.train import evaluate, write_weights
 
 PAPER = Path(__file__).resolve().parents[1] / "results" / "paper.csv"
 
@@ -301,22 +301,33 @@ def test_controls_give_each_clip_its_theta_when_one_cannot_be_read(clips):
         csv.write_text("\n".join(rows).replace(text[bad].split(",")[0], "gone.mp4"))
         config = replace(PRESETS["synthetic"].data, csv=str(csv), cache=None)
         told.append([])
-        controls(model, VideoDataset(config, "test", train=False), batch_size=50)
+        train = replace(PRESETS["synthetic"].recipes["joint"], batch_size=50)
+        metrics_of(model, VideoDataset(config, "test", train=False), train)
+    assert [len(volumes) for volumes in told] == [5, 5]  # its own theta, and four others
     for volume, expected in zip(*told, strict=True):
         assert_close(volume, expected)
 
 
 @pytest.mark.parametrize("n_crops", [1, 3])
-def test_controls_exchange_theta_and_nothing_else(clips, n_crops):
+def test_controls_exchange_theta_and_nothing_else(clips, n_crops, monkeypatch):
     config = PRESETS["synthetic"].data
     config = replace(config, csv=str(clips), cache=None, test_crops=n_crops)
     test = VideoDataset(config, "test", train=False)
     model = build_model("synthetic").eval()
     seen = []
     model.dnet.register_forward_pre_hook(lambda module, args: seen.append(args))
-    told = controls(model, test, batch_size=20 * n_crops)
-    assert list(told) == ["top1_mean", "top1_shuffled", "top1_uniform", "top1_truth"]
-    assert all(0 <= value <= 100 for value in told.values())
+    train = replace(PRESETS["synthetic"].recipes["joint"], batch_size=20 * n_crops)
+    reads, read = [], VideoDataset.__getitem__
+    monkeypatch.setattr(VideoDataset, "__getitem__", lambda *a: reads.append(a[1]) or read(*a))
+    told = metrics_of(model, test, train)
+    assert sorted(reads) == sorted([*range(20), *range(20)])  # twice, not six times
+    monkeypatch.undo()
+    names = ["top1_mean", "top1_shuffled", "top1_uniform", "top1_truth"]
+    assert [name for name in told if name.startswith("top1_")] == names
+    assert all(0 <= told[name] <= 100 for name in names)
+    expected = evaluate(model, test, batch_size=20 * n_crops)
+    assert {name: told[name] for name in expected} == expected
+    seen.pop()
     batch = collate([test[i] for i in range(20)])
     own = model(batch["frames"], batch["n_frames"]).theta
     thetas = [
@@ -327,7 +338,7 @@ def test_controls_exchange_theta_and_nothing_else(clips, n_crops):
     t, _, _, y, x = (v[:, None] for v in batch["truth"].unbind(1))
     where = {"mu_t": t[:, 0] / 48, "mu_y": (y / 64).expand(-1, 8), "mu_x": (x / 64).expand(-1, 8)}
     thetas.append(replace(own, **where))
-    assert len(seen) == 6  # the pass that reads theta, the four controls, and the one above
+    assert len(seen) == 6  # the evaluation, the four controls, and the one above
     for (volume, context), theta in zip(seen[1:5], thetas, strict=True):
         expected = model.detail_sampler(batch["frames"], theta, batch["n_frames"])
         assert_close(volume, model.normalise(expected, 1 / 255), rtol=1e-3, atol=1e-3)

@@ -19,6 +19,8 @@ from s2dlib.model import Output, build_model
 from s2dlib.sampler import distance_to_truth
 from s2dlib.synthetic import write_dataset
 from s2dlib.train import (
+    add,
+    averages,
     batch_sums,
     batches,
     evaluate,
@@ -254,6 +256,31 @@ def test_the_truth_is_asked_only_of_clips_that_have_one(sets, tmp_path):
     config = replace(TRAIN, theta="truth")
     with pytest.raises(ValueError, match="these have no truth"):
         fit(model_of(), *sets, config, run_dir=tmp_path / "run")
+
+
+def test_sums_over_two_thousand_bfloat16_steps_keep_their_mean():
+    logits = torch.zeros(4, 20, dtype=torch.bfloat16)  # loss log 20 = 2.996 in each step
+    logits[:, 0] = 0.01
+    labels, sums = torch.tensor([1, 2, 3, 0]), {}
+    mask = torch.ones_like(logits)
+    for _ in range(2000):
+        out = Output(logits.float(), logits, mask, None, None, None, None, logits)
+        add(sums, batch_sums(out, labels))
+    assert {value.dtype for value in sums.values()} == {torch.float64}
+    mean = torch.nn.functional.cross_entropy(logits.double(), labels).item()
+    for name, value in averages({k: v.item() for k, v in sums.items()}, 8000).items():
+        expected = {"loss_s": mean, "loss_d": mean}.get(name, 25.0 if name.endswith("top1") else 50)
+        assert name.endswith("top5") or value == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["a0", "a1"])
+def test_a_loss_that_is_not_finite_names_the_step_in_every_row(sets, tmp_path, variant):
+    torch.manual_seed(0)
+    model = build_model(MODEL, variant)
+    with torch.no_grad():
+        model.snet.classifier.weight.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="epoch 1, step 1: loss nan"):
+        fit(model, *sets, TRAIN, run_dir=tmp_path / "run")
 
 
 def test_evaluation_can_be_rarer_but_never_misses_the_end(sets, tmp_path):
