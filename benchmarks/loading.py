@@ -27,9 +27,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import resize
 
-from s2dlib import video
-from s2dlib.data import return_memory
-from s2dlib.results import as_text, provenance, write_measured
+from s2dlib.data import decoding, readers
+from s2dlib.data.loader import return_memory
+from s2dlib.report.records import provenance
+from s2dlib.report.tables import as_text, write_measured
 
 N, SIZE, SHORT, CROP, STRIDE = 300, (256, 340), 256, 224, 2  # frames, pixels as stored
 QUALITY = 85  # of the JPEGs, about what FFmpeg's -q:v 2 to 5 gives
@@ -73,11 +74,11 @@ def cropped(frames: Tensor) -> Tensor:
 
 
 def ours(path: str, T: int) -> Tensor:
-    return cropped(video.read_frames(path, lambda n: centred(n, T), SHORT))
+    return cropped(readers.read_frames(path, lambda n: centred(n, T), SHORT))
 
 
 def ours_in_process(path: str, T: int) -> Tensor:
-    source = video._open(path)
+    source = decoding._open(path)
     return _stack(source.frames(centred(source.n_frames, T)))
 
 
@@ -174,7 +175,7 @@ def on_one_core(paths: list[str], T: int, rounds: int) -> list[dict]:
     """Clips a second by each way, in turns, all processes on one core."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(allowed)})
-    vars(video._own).clear()  # so that the child starts on this core
+    vars(readers._own).clear()  # so that the child starts on this core
     ways = available(paths[0])
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
     for i in range(-1, rounds):  # the first round warms up
@@ -184,7 +185,7 @@ def on_one_core(paths: list[str], T: int, rounds: int) -> list[dict]:
             if i >= 0:
                 rates[way].append(1 / (time.perf_counter() - start))
     os.sched_setaffinity(0, allowed)
-    vars(video._own).clear()
+    vars(readers._own).clear()
     return [row("one core", way, T, 0, rates[way], "clips/s") for way in WAYS]
 
 
@@ -220,7 +221,7 @@ def soak(folder: Path, n: int) -> list[dict]:
     path, rows = write_clip(folder, seed=1000, n=20, size=(64, 80)), []
     for step in range(10):
         for _ in range(n // 10):
-            video.read_frames(path)
+            readers.read_frames(path)
         rows.append(row(f"soak, {(step + 1) * n // 10} clips", "ours", 20, 0, [memory()], "MB"))
     return rows
 

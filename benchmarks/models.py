@@ -19,11 +19,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from s2dlib import results as records
-from s2dlib.config import PRESETS
-from s2dlib.cost import latency
-from s2dlib.inference import for_inference
+from s2dlib.apps.inference import for_inference
 from s2dlib.model import Output, S2DNet, build_model
+from s2dlib.presets import PRESETS
+from s2dlib.report import records, tables
+from s2dlib.report.cost import latency
 
 NAMES = ["ssv2", "tsm-r50", "tdn-r50", "x3d-m"]
 
@@ -80,11 +80,11 @@ def main() -> None:
     how = ["plain", "folded"] + ["compiled"] * chosen.compile
     table = pd.concat([measure(names, B, how, device, n_runs) for B in chosen.batches])
     print(f"{device}, {torch.get_num_threads()} threads")
-    print(records.as_text(table).to_string(index=False))
+    print(tables.as_text(table).to_string(index=False))
     if chosen.out:
         command = shlex.join(["python", "benchmarks/models.py", *sys.argv[1:]])
         source = records.provenance(command, device, 0, "random frames")
-        records.write_measured(table, chosen.out, source)
+        tables.write_measured(table, chosen.out, source)
 
 
 if __name__ == "__main__":

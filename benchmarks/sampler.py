@@ -25,15 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2dlib import results as records
-from s2dlib.banded import TAPS, BandedVolume, band
-from s2dlib.sampler import (
-    DetailSampler,
-    Theta,
-    anchored_zoom,
-    gaussian_filters,
-    grid_centres,
-)
+from s2dlib.kernels.band import TAPS, band
+from s2dlib.kernels.banded import BandedVolume
+from s2dlib.report import records, tables
+from s2dlib.sampler import DetailSampler, Theta, anchored_zoom, gaussian_filters, grid_centres
 
 SIZE, SIDE = (16, 112, 112), 224  # T_D, H_D, W_D; rows and columns of the raw frames
 ZOOMS = {"whole clip": (1.0, 1.0), "zoomed": (0.3, 0.6)}  # of the strides, in time and in space
@@ -240,11 +235,11 @@ def main() -> None:
     table = pd.DataFrame(rows)
     found = {"copy_gb_s": round(rates[0] / 1e6, 1), "matrix_gmacs_s": round(rates[1] / 1e6, 1)}
     print(f"{device}, {torch.get_num_threads()} threads: {found}")
-    print(records.as_text(table).to_string(index=False))
+    print(tables.as_text(table).to_string(index=False))
     if chosen.out:
         command = shlex.join(["python", "benchmarks/sampler.py", *sys.argv[1:]])
         source = records.provenance(command, device, 0, f"random frames, {SIDE} x {SIDE}")
-        records.write_measured(table, chosen.out, source | found)
+        tables.write_measured(table, chosen.out, source | found)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import torch
 from sampler import SIDE, SIZE, ZOOMS, centres, make_theta, milliseconds
 from torch import Tensor
 
-from s2dlib import results as records
-from s2dlib import triton_kernels as kernels
+from s2dlib.kernels import triton
+from s2dlib.report import records, tables
 
 CHOICES = {
     "TILE_J": (16, 32),
@@ -38,17 +38,17 @@ def time_tiles(
     """Median milliseconds of forward and of backward at each zoom; None where it does not fit."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision(PRECISIONS[precision])
-    kernels.TILES.update(tiles)
+    triton.TILES.update(tiles)
     found: dict[str, float | None] = {}
     for zoom, (frames, p_t, p_y, p_x, n, gradient) in clips.items():
         calls = {
-            "forward": lambda a=(frames, p_t, p_y, p_x, n): kernels.OnCuda.volume(*a),
-            "backward": lambda a=(frames, p_t, p_y, p_x, n, gradient): kernels.OnCuda.slopes(*a),
+            "forward": lambda a=(frames, p_t, p_y, p_x, n): triton.OnCuda.volume(*a),
+            "backward": lambda a=(frames, p_t, p_y, p_x, n, gradient): triton.OnCuda.slopes(*a),
         }
         for what, call in calls.items():
             try:
                 times = [milliseconds(call, device) for _ in range(n_runs + 1)]
-            except kernels.triton.runtime.errors.OutOfResources:
+            except triton.triton.runtime.errors.OutOfResources:
                 found[f"{what}, {zoom}"] = None
             else:
                 found[f"{what}, {zoom}"] = statistics.median(times[1:])
@@ -82,11 +82,11 @@ def main() -> None:
     table = pd.DataFrame(rows)
     total = table[[c for c in table if "," in c]].sum(axis=1, skipna=False)
     table = table.assign(total=total).sort_values(["precision", "total"])
-    print(records.as_text(table.groupby("precision").head(10)).to_string(index=False))
+    print(tables.as_text(table.groupby("precision").head(10)).to_string(index=False))
     if chosen.out:
         command = shlex.join(["python", "benchmarks/tiles.py", *sys.argv[1:]])
         source = records.provenance(command, "cuda", 0, f"random frames, {SIDE} x {SIDE}")
-        records.write_measured(table, chosen.out, source)
+        tables.write_measured(table, chosen.out, source)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from s2dlib.config import PRESETS, DataConfig, Preset, TrainConfig
-from s2dlib.data import VideoDataset, collate, load_batches
+from s2dlib.config import DataConfig, TrainConfig
+from s2dlib.data.dataset import VideoDataset
+from s2dlib.data.loader import collate, load_batches
+from s2dlib.data.synthetic import write_dataset
 from s2dlib.losses import s2d_loss
 from s2dlib.model import S2DNet, build_model
-from s2dlib.results import provenance, write_measured
-from s2dlib.synthetic import write_dataset
-from s2dlib.train import batches, fit, make_optimizer, seed_everything, train_epoch
+from s2dlib.presets import PRESETS, Preset
+from s2dlib.report.records import provenance
+from s2dlib.report.tables import write_measured
+from s2dlib.training.launch import fit_in_processes
+from s2dlib.training.loop import train_epoch
+from s2dlib.training.optim import batches, make_optimizer, seed_everything
 
 
 class InMemory(Dataset):
@@ -124,12 +129,11 @@ def by_processes(
     config = replace(config, epochs=3, eval_every=3, warmup_epochs=0.0)
     found = {}
     for n in counts:
-        sets = (VideoDataset(data, split, train=split == "train") for split in ("train", "val"))
-        train_set, val_set = sets
+        sets = [VideoDataset(data, split, train=split == "train") for split in ("train", "val")]
         with tempfile.TemporaryDirectory() as folder:
             how = {"run_dir": folder, "device": device, "processes": n}
-            history = fit(build_model(preset.model), train_set, val_set, config, **how)
-        n_clips = len(train_set) // config.batch_size * config.batch_size
+            history = fit_in_processes(build_model(preset.model), *sets, config, **how)
+        n_clips = len(sets[0]) // config.batch_size * config.batch_size
         found[f"loop, {n} processes"] = n_clips / history[1]["seconds"]
     return found
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2dlib.backbones import Backbone
+from s2dlib.backbones.base import Backbone
 
 FUSED_STAGES = ("res3", "res4")  # Sec. 3.2
 

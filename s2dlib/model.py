@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from s2dlib.backbones import Backbone, mobilenet_v2, resnet50, tiny
-from s2dlib.card import card_text
-from s2dlib.config import (
-    CONFIG_FILE,
-    METRICS_FILE,
-    PRESETS,
-    WEIGHTS,
-    DataConfig,
-    ModelConfig,
-    variant_of,
-)
+from s2dlib.backbones.build import build_backbone
+from s2dlib.backbones.weights import mismatch
+from s2dlib.config import CONFIG_FILE, METRICS_FILE, WEIGHTS, DataConfig, ModelConfig
 from s2dlib.detail import DNet
+from s2dlib.hub.card import card_text
+from s2dlib.presets import PRESETS, variant_of
 from s2dlib.sampler import DetailSampler, Theta, UniformSampler, check_clips, frozen_theta
-from s2dlib.swin import swin3d_t
 from s2dlib.synopsis import SNet
-from s2dlib.tdn import tdn_resnet50
-from s2dlib.x3d import x3d
 
 ABSOLUTE_FOLDERS = r"""(?<![\w.~-])/(?:[^/\s,{}'"]+/)+"""  # of a path in a command, up to its name
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -252,37 +242,6 @@ def scale_of(frames: Tensor) -> float:
     return 1.0 if frames.is_floating_point() else 1 / 255
 
 
-BACKBONES = {
-    "mobilenet_v2": mobilenet_v2,
-    "resnet50": resnet50,
-    "x3d-s": lambda weights: x3d(2.0, 2.2, weights),  # S and M differ in their clips alone
-    "x3d-m": lambda weights: x3d(2.0, 2.2, weights),
-    "x3d-xl": lambda weights: x3d(2.9, 5.0, weights),
-    "tdn-r50": tdn_resnet50,
-    "swin3d-t": swin3d_t,
-    "tiny-s": lambda weights: tiny((16, 32, 48), (2, 2, 1)),
-    "tiny-d": lambda weights: tiny((16, 32, 48, 64), (2, 2, 2, 1)),
-}
-
-
-def build_backbone(name: str, weights: str | None = None) -> Backbone:
-    """A backbone by name, one of BACKBONES, with published weights.
-
-    Args:
-        weights: of MobileNetV2, ResNet-50 and Swin-T as load_torchvision takes them; of X3D a file
-            of pytorchvideo's; of TDN the same as of ResNet-50, or a file of its authors'; None:
-            random weights.
-
-    Raises:
-        ValueError: no such backbone, or weights for one that has none.
-    """
-    if name not in BACKBONES:
-        raise ValueError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
-    if weights is not None and name.startswith("tiny"):
-        raise ValueError(f"{name} has no published weights, got weights={weights!r}")
-    return BACKBONES[name](weights)
-
-
 def build_model(
     preset: str | ModelConfig,
     variant: str = "a0",
@@ -319,88 +278,3 @@ def build_model(
         context_dim = config.context_dim if snet is not None else 0
         dnet = DNet(backbone, config.n_classes, context_dim, config.fuse_context, config.dropout)
     return S2DNet(config, snet, dnet)
-
-
-def mismatch(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    """In words, how weights differ from those that a model has; empty where they do not."""
-    shapes = {k: (tuple(v.shape), tuple(own[k].shape)) for k, v in state.items() if k in own}
-    found = {
-        "it lacks": {k.rpartition(".")[0] for k in own.keys() - state.keys()},  # modules
-        "it has besides": {k.rpartition(".")[0] for k in state.keys() - own.keys()},
-        "shapes (there, here)": {f"{k} {a} {b}" for k, (a, b) in shapes.items() if a != b},
-    }
-    parts = []
-    for words, names in found.items():
-        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-        parts += [f"{words} {', '.join(sorted(names)[:6])}{more}"] if names else []
-    return "; ".join(parts)
-
-
-# Weights of which each row belongs to a class, and those whose last inputs are s.
-CLASS_ROWS = [f"{net}.classifier.{part}" for net in ("snet", "dnet") for part in ("weight", "bias")]
-CLASS_INPUTS = ["snet.theta_head.convolutions.0.weight", "snet.context_head.fc.weight"]
-
-
-@torch.no_grad()
-def take_up(model: S2DNet, start: S2DNet, classes: Sequence[str]) -> None:
-    """Start a model from a trained one of the same networks, for the same or for other classes.
-
-    What belongs to a class (rows of h_s and h_d, the inputs of s in f_theta and f_m) is taken up by
-    the class's name; for a new class it keeps the model's own start.
-
-    Args:
-        model: its weights are replaced.
-        start: the trained model, with the names of its classes.
-        classes: names of the model's classes, in order.
-
-    Raises:
-        ValueError: the networks differ; it says in what.
-    """
-    with torch.device("meta"):  # shapes alone: the trained model, had it these classes
-        alike = build_model(start.config, n_classes=len(classes)).state_dict()
-    own, state = model.state_dict(), start.state_dict()
-    if differs := mismatch(alike, own):
-        raise ValueError(f"the checkpoint is of another architecture than the model: {differs}")
-    here = [n for n, name in enumerate(classes) if name in start.classes]
-    there = [start.classes.index(classes[n]) for n in here]
-    for name, weight in own.items():
-        if name in CLASS_ROWS:
-            weight[here] = state[name][there]
-        elif name in CLASS_INPUTS:
-            C = weight.shape[1] - len(classes)  # channels of e, before s
-            weight[:, :C] = state[name][:, :C]
-            weight[:, [C + n for n in here]] = state[name][:, [C + n for n in there]]
-        else:
-            weight.copy_(state[name])
-
-
-def load_networks(model: S2DNet, snet: str | Path | None, dnet: str | Path | None) -> None:
-    """Start a model's networks from those of other runs, in which each was trained alone, or both.
-
-    What the lone network did not have (f_theta, f_m, the fusions, DNet's weights for m) keeps its
-    own start; DNet's weights for m are scaled down, so that its verdict starts as it was.
-
-    Args:
-        snet, dnet: weights files (.safetensors) of such runs; None leaves that network as it is.
-
-    Raises:
-        ValueError: a weight of the file has no place in the model, or another shape.
-    """
-    for part, path in (("snet", snet), ("dnet", dnet)):
-        if path is None:
-            continue
-        network = getattr(model, part)
-        if network is None:
-            raise ValueError(f"{path}: given for {part}, which this model does not have")
-        state = {k: v for k, v in load_file(path).items() if k.startswith(f"{part}.")}
-        state = {k.removeprefix(f"{part}."): v for k, v in state.items()}
-        own = network.state_dict()
-        if part == "dnet" and "classifier.weight" in state:
-            seen, weight = state["classifier.weight"], own["classifier.weight"]
-            if len(seen) == len(weight) and seen.shape[1] <= weight.shape[1]:
-                unseen = weight[:, seen.shape[1] :] * 0.1  # for m. (N, C_m)
-                state["classifier.weight"] = torch.cat((seen, unseen), dim=1)
-        misfits = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
-        if misfits or not state:
-            raise ValueError(f"{path}: no {part} for this model; it differs in {misfits[:5]}")
-        network.load_state_dict(state, strict=False)

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2dlib import banded
 from s2dlib.config import Size
+from s2dlib.kernels import band, banded
 
 
 @dataclass
@@ -70,7 +70,7 @@ def gaussian_filters(p: Tensor, n_in: int, valid: Tensor | None = None) -> Tenso
         G[z, r], the weight of input r in output z. (..., n_out, n_in)
     """
     r = torch.arange(n_in, device=p.device, dtype=p.dtype) + 0.5  # (n_in,)
-    log_weights = banded.log_gaussian(p[..., None] - r)  # (..., n_out, n_in)
+    log_weights = band.log_gaussian(p[..., None] - r)  # (..., n_out, n_in)
     if valid is not None:
         log_weights = log_weights.masked_fill(r > valid[..., None, None], -torch.inf)
     return log_weights.softmax(dim=-1)
@@ -134,91 +134,6 @@ def anchored_zoom(anchor: Tensor, zoom: Tensor, full: Tensor | float) -> tuple[T
         mu (...,) and delta (...,).
     """
     return anchor + zoom * (0.5 - anchor), zoom * full
-
-
-def random_theta(n_frames: Tensor, height: int, width: int, size: Size) -> Theta:
-    """Windows at random, knowing nothing of the clip: DNet learns to read at any zoom (D9).
-
-    In time s is log-uniform in [1/4, 1], in space in [0.45, 1]; half of the clips keep the uniform
-    grid on either axis. Drawn from torch's global generator.
-
-    Args: as in frozen_theta.
-    """
-    T_D, H_D, W_D = size
-    n = n_frames.float()  # (B,)
-    B = len(n)
-
-    def zoom(smallest: float) -> Tensor:
-        s = smallest ** torch.rand(B, device=n.device)  # (B,)
-        return torch.where(torch.rand(B, device=n.device) < 0.5, torch.ones_like(s), s)
-
-    s_t, s_yx = zoom(0.25), zoom(0.45)
-    a_t, a_y, a_x = torch.rand(3, B, device=n.device)
-    mu_t, delta_t = anchored_zoom(a_t, s_t, n / T_D)
-    mu_y, delta_y = anchored_zoom(a_y, s_yx, height / H_D)
-    mu_x, delta_x = anchored_zoom(a_x, s_yx, width / W_D)
-    space = [v[:, None].expand(B, T_D) for v in (mu_y, mu_x, delta_y, delta_x)]
-    return Theta(mu_t, delta_t, *space)
-
-
-def true_theta(truth: Tensor, n_frames: Tensor, height: int, width: int, size: Size) -> Theta:
-    """A window of twice the detail's size and duration around it: the ceiling of what theta can do.
-
-    Strides are at least one frame or pixel, and at most full coverage.
-
-    Args:
-        truth: t, duration (raw frames), size, y, x (raw pixels) of each clip's detail. (B, 5)
-        others: as in frozen_theta.
-    """
-    T_D, H_D, W_D = size
-    n = n_frames.float()  # (B,)
-    t, duration, side, y, x = truth.to(n).unbind(1)  # (B,) each
-    delta_t = torch.minimum((2 * duration / T_D).clamp(min=1), n / T_D)
-    delta_y = (2 * side / H_D).clamp(1, max(1.0, height / H_D))
-    delta_x = (2 * side / W_D).clamp(1, max(1.0, width / W_D))
-    space = [v[:, None].expand(-1, T_D) for v in (y / height, x / width, delta_y, delta_x)]
-    return Theta(t / n, delta_t, *space)
-
-
-def nearest_detail_frame(theta: Theta, moment: Tensor, n_frames: Tensor, T_D: int) -> Tensor:
-    """The detail frame z nearest to a moment (raw frames) of each clip. (B,) -> (B, 1)"""
-    p_t = grid_centres(theta.mu_t, theta.delta_t, T_D, n_frames)  # (B, T_D)
-    return (p_t - moment[:, None]).abs().argmin(dim=1, keepdim=True)
-
-
-def distance_to_truth(
-    theta: Theta, truth: Tensor, n_frames: Tensor, height: int, width: int, size: Size
-) -> dict[str, Tensor]:
-    """How far the sampled volume is from the detail, clip by clip.
-
-    Args: as in true_theta.
-
-    Returns:
-        Each (B,): distance_t = |mu_t T - t| (raw frames); distance_yx, between the centres (raw
-        pixels); iou_t, of the sampled span and the detail's duration; iou_yx, of the sampled window
-        and the detail's square. Space is that of the detail frame nearest to the true moment.
-    """
-    T_D, H_D, W_D = size
-    n = n_frames.to(theta.mu_t)
-    t, duration, side, y, x = truth.to(n).unbind(1)  # (B,) each
-    z = nearest_detail_frame(theta, t, n, T_D)  # (B, 1)
-    names = ("mu_y", "mu_x", "delta_y", "delta_x")
-    mu_y, mu_x, delta_y, delta_x = (getattr(theta, name).gather(1, z)[:, 0] for name in names)
-    at_y, at_x = mu_y * height, mu_x * width
-
-    def overlap(a: Tensor, length_a: Tensor, b: Tensor, length_b: Tensor) -> Tensor:
-        low = torch.maximum(a - length_a / 2, b - length_b / 2)
-        high = torch.minimum(a + length_a / 2, b + length_b / 2)
-        return (high - low).clamp(min=0)
-
-    both_t = overlap(theta.mu_t * n, T_D * theta.delta_t, t, duration)
-    both_yx = overlap(at_y, H_D * delta_y, y, side) * overlap(at_x, W_D * delta_x, x, side)
-    return {
-        "distance_t": (theta.mu_t * n - t).abs(),
-        "distance_yx": torch.hypot(at_y - y, at_x - x),
-        "iou_t": both_t / (T_D * theta.delta_t + duration - both_t),
-        "iou_yx": both_yx / (H_D * delta_y * W_D * delta_x + side**2 - both_yx),
-    }
 
 
 def uniform_times(n_frames: Tensor, T_S: int) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from s2dlib.backbones import Backbone
+from s2dlib.backbones.base import Backbone
 from s2dlib.config import ModelConfig, Size
 from s2dlib.sampler import Theta, anchored_zoom, frozen_theta, grid_centres, log_stride_bounds
 

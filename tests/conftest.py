@@ -17,12 +17,13 @@ from packaging.version import Version
 if not torch.cuda.is_available():  # kernels run on CPU tensors, if asked before they are loaded
     os.environ["TRITON_INTERPRET"] = "1"
 
-from s2dlib.config import PRESETS, WEIGHTS  # noqa: E402
+from s2dlib.config import WEIGHTS
+from s2dlib.data.synthetic import class_names, write_dataset  # noqa: E402
 from s2dlib.model import build_model  # noqa: E402
-from s2dlib.results import write_record  # noqa: E402
-from s2dlib.synthetic import class_names, write_dataset  # noqa: E402
-from s2dlib.train import write_weights  # noqa: E402
-from s2dlib.viz import LOOKING  # noqa: E402
+from s2dlib.presets import PRESETS  # noqa: E402
+from s2dlib.report.plots import LOOKING  # noqa: E402
+from s2dlib.report.records import write_record  # noqa: E402
+from s2dlib.training.checkpoints import write_weights  # noqa: E402
 
 N_BITS = 10  # the barcode: ten bars along the top quarter, the lowest bit at the left
 
@@ -34,8 +35,8 @@ def _seed() -> None:
 
 @pytest.fixture
 def triton_kernels() -> ModuleType:
-    """s2dlib.triton_kernels, on a GPU or in Triton's interpreter; skips where neither runs them."""
-    kernels = pytest.importorskip("s2dlib.triton_kernels", exc_type=ImportError)
+    """s2dlib.kernels.triton, on a GPU or in Triton's interpreter; skips where neither runs them."""
+    kernels = pytest.importorskip("s2dlib.kernels.triton", exc_type=ImportError)
     triton, numpy = Version(kernels.triton.__version__), Version(np.__version__)
     interprets = triton >= Version("3.7") or numpy < Version("2.4")
     if not torch.cuda.is_available() and not interprets:

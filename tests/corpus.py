@@ -19,7 +19,8 @@ import torch
 from conftest import N_BITS, barcodes
 from PIL import Image
 
-from s2dlib.video import ClipError, read_frames
+from s2dlib.data.decoding import ClipError
+from s2dlib.data.readers import read_frames
 
 N = 40  # frames of a whole video
 OPEN_GOP = {"x264-params": "open-gop=1:keyint=8:min-keyint=4:bframes=3:scenecut=0"}

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from s2dlib.annotations import (
+from s2dlib.apps.run import parse_value
+from s2dlib.data.annotations import (
     FORMATS,
     arguments,
     main,
@@ -22,10 +23,9 @@ from s2dlib.annotations import (
     read_mini_kinetics,
     read_something,
 )
-from s2dlib.config import PRESETS
-from s2dlib.data import class_names, read_csv
-from s2dlib.index import make_index
-from s2dlib.run import parse_value
+from s2dlib.data.index import make_index
+from s2dlib.data.table import class_names, read_csv
+from s2dlib.presets import PRESETS
 
 KINETICS = """label,youtube_id,time_start,time_end,split,is_cc
 air drumming,-7tDxxH2g6I,17,27,{0},0
@@ -363,7 +363,7 @@ def test_the_command_writes_the_presets_index_and_says_how_to_go_on(
     assert "train       4      3        3        1" in out and "3 of 3 classes" in out
     assert "1 videos are missing: " in out and "kinetics400.missing.csv" in out
     assert out.endswith(
-        "next: python -m s2dlib.run notebooks/00_data.ipynb data/kinetics400/00_data.ipynb "
+        "next: python -m s2dlib.apps.run notebooks/00_data.ipynb data/kinetics400/00_data.ipynb "
         "-p preset kinetics400-x3d-s-m\n"
     )
 
@@ -392,7 +392,7 @@ def test_the_example_of_a_format_parses_and_its_default_is_a_presets_index(name)
 
 
 def test_the_command_runs_by_itself_and_a_mistake_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "s2dlib.annotations"]
+    command = [sys.executable, "-m", "s2dlib.data.annotations"]
     words = [*command, "kinetics400", "--annotations", "train.csv", "--videos", "."]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1

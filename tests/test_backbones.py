@@ -8,9 +8,9 @@ from torch import nn
 from torch.testing import assert_close
 from torchvision.models import mobilenet_v2, resnet50
 
-from s2dlib import backbones
-from s2dlib.backbones import temporal_shift
-from s2dlib.model import BACKBONES, build_backbone
+from s2dlib.backbones import tsm
+from s2dlib.backbones.build import BACKBONES, build_backbone
+from s2dlib.backbones.tsm import temporal_shift
 
 TORCHVISION = {"mobilenet_v2": mobilenet_v2, "resnet50": resnet50}
 
@@ -66,7 +66,7 @@ def test_clips_of_a_batch_do_not_shift_into_each_other():
 @torch.no_grad()
 def test_without_the_shift_the_stages_are_torchvisions_network_frame_by_frame(pair, monkeypatch):
     net, ours = pair
-    monkeypatch.setattr(backbones, "temporal_shift", lambda x, n_frames: x)
+    monkeypatch.setattr(tsm, "temporal_shift", lambda x, n_frames: x)
     video = torch.randn(2, 3, 2, 36, 33).double()
     features = ours(video)
     for t in range(2):

@@ -14,15 +14,13 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from s2dlib import banded
-from s2dlib.banded import REACH, TAPS, BandedVolume, OnCpu, band
+from s2dlib.kernels import banded, triton
+from s2dlib.kernels.band import REACH, TAPS, band
+from s2dlib.kernels.banded import BandedVolume
+from s2dlib.kernels.cpu import OnCpu
 from s2dlib.model import build_model
-from s2dlib.sampler import (
-    DetailSampler,
-    gaussian_filters,
-    grid_centres,
-    random_theta,
-)
+from s2dlib.sampler import DetailSampler, gaussian_filters, grid_centres
+from s2dlib.training.windows import random_theta
 
 T, H, W, SIZE = 30, 21, 34, (4, 9, 12)
 WHERE = {  # centre and spacing, in frames or pixels, of the filters of each axis
@@ -116,8 +114,8 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from s2dlib import triton_kernels as kernels
-from s2dlib.banded import REACH, TAPS
+import s2dlib.kernels.triton as kernels
+from s2dlib.kernels.band import REACH, TAPS
 constants = {"TAPS": TAPS, "REACH": REACH, **kernels.TILES}
 warps = constants.pop("num_warps")
 constants |= {"PADDED": 16, "BLOCK": kernels.BLOCK, "PRECISION": "ieee"}
@@ -209,10 +207,10 @@ class Launched:
 
 
 def test_operations_around_the_kernels_are_few(monkeypatch):
-    kernels = pytest.importorskip("s2dlib.triton_kernels", exc_type=ImportError)
+    kernels = pytest.importorskip("s2dlib.kernels.triton", exc_type=ImportError)
     for name in ("_taps", "_statistics", "_volume", "_slopes"):
         monkeypatch.setattr(kernels, name, Launched())
-    monkeypatch.setattr(banded, "_kernels", lambda frames: kernels.OnCuda)
+    monkeypatch.setattr(banded, "_kernels", lambda frames: triton.OnCuda)
     frames, n = torch.randint(256, (1, 3, T, H, W), dtype=torch.uint8), torch.tensor([T])
     theta = random_theta(n, H, W, SIZE).map(lambda v: v.clone().requires_grad_())
     sampler = DetailSampler(SIZE, how="banded")

@@ -12,14 +12,15 @@ import pytest
 import torch
 from test_train import MODEL, TRAIN, data, model_of, same, sets  # noqa: F401 (fixtures)
 
-from s2dlib.checkpoints import (
+from s2dlib.training.checkpoints import (
     newest_checkpoint,
     only_writer,
     random_state,
     save_checkpoint,
     set_random_state,
 )
-from s2dlib.train import fit, make_optimizer
+from s2dlib.training.loop import fit
+from s2dlib.training.optim import make_optimizer
 
 # Two epochs of four steps; dropout and windows at random, so that the generators' state counts.
 CONFIG = replace(TRAIN, batch_size=2, checkpoint_steps=3, theta="random")

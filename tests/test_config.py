@@ -7,17 +7,8 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from s2dlib.config import (
-    PRESETS,
-    SAME_RUN,
-    VARIANTS,
-    DataConfig,
-    ModelConfig,
-    TrainConfig,
-    override,
-    to_dict,
-    variant_of,
-)
+from s2dlib.config import DataConfig, ModelConfig, TrainConfig
+from s2dlib.presets import PRESETS, SAME_RUN, VARIANTS, override, to_dict, variant_of
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from s2dlib.config import PRESETS, VARIANTS, ModelConfig
-from s2dlib.cost import count, latency, side_by_side, steps
+from s2dlib.config import ModelConfig
 from s2dlib.model import build_model
+from s2dlib.presets import PRESETS, VARIANTS
+from s2dlib.report.cost import count, latency, side_by_side, steps
 
 HAND = {  # backbone, frames, side, classes -> multiply-adds (G) and parameters (M)
     ("resnet50", 16, 224, 174): (65.400, 23.865),

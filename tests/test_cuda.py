@@ -26,14 +26,18 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.testing import assert_close
 
-from s2dlib import banded, train
-from s2dlib import model as models
-from s2dlib.backbones import Backbone
-from s2dlib.checkpoints import random_state, set_random_state
-from s2dlib.config import PRESETS, VARIANTS, TrainConfig
-from s2dlib.data import VideoDataset, on_device
+from s2dlib.backbones import build
+from s2dlib.backbones.base import Backbone
+from s2dlib.config import TrainConfig
+from s2dlib.data.dataset import VideoDataset
+from s2dlib.data.loader import on_device
+from s2dlib.kernels import banded
 from s2dlib.losses import detail_loss, s2d_loss, synopsis_loss
-from s2dlib.schedule import make_optimizer
+from s2dlib.model import Output, S2DNet, build_model
+from s2dlib.presets import PRESETS, VARIANTS
+from s2dlib.training import evaluation, loop
+from s2dlib.training.checkpoints import random_state, set_random_state
+from s2dlib.training.optim import make_optimizer
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -50,16 +54,16 @@ def launched(monkeypatch) -> Iterator[list[str]]:
     with suppress(ImportError):
         from triton.runtime.jit import KernelInterface
 
-        from s2dlib import triton_kernels
+        from s2dlib.kernels import triton
 
-        for name, kernel in list(vars(triton_kernels).items()):
+        for name, kernel in list(vars(triton).items()):
             if isinstance(kernel, KernelInterface):
-                monkeypatch.setattr(triton_kernels, name, Stub(kernel, names))
+                monkeypatch.setattr(triton, name, Stub(kernel, names))
     with FakeTensorMode():
         yield names
 
 
-REAL = dict(models.BACKBONES)
+REAL = dict(build.BACKBONES)
 
 
 @cache
@@ -79,8 +83,8 @@ def thin(name: str, weights: None) -> Backbone:
 
 @pytest.fixture
 def thin_backbones(monkeypatch) -> None:
-    for name in models.BACKBONES:
-        monkeypatch.setitem(models.BACKBONES, name, partial(thin, name))
+    for name in build.BACKBONES:
+        monkeypatch.setitem(build.BACKBONES, name, partial(thin, name))
 
 
 def batch_of(preset: str, B: int = 2, device: torch.device = CUDA) -> dict[str, Tensor]:
@@ -94,7 +98,7 @@ def batch_of(preset: str, B: int = 2, device: torch.device = CUDA) -> dict[str, 
     return batch | (truth if "truth" in recipes else {})
 
 
-def check(out: models.Output, sums: dict[str, Tensor]) -> None:
+def check(out: Output, sums: dict[str, Tensor]) -> None:
     """All on the GPU; what is kept, summed or learned from, in float32 or more."""
     parts = {k: v for k, v in vars(out).items() if isinstance(v, Tensor)}
     theta = {} if out.theta is None else vars(out.theta)
@@ -110,29 +114,29 @@ def check(out: models.Output, sums: dict[str, Tensor]) -> None:
 
 
 def training_step(
-    model: models.S2DNet,
+    model: S2DNet,
     batch: dict[str, Tensor],
     recipe: TrainConfig,
     optimizer: torch.optim.Optimizer,
-) -> tuple[models.Output, dict[str, Tensor]]:
-    """As in train.train_epoch."""
+) -> tuple[Output, dict[str, Tensor]]:
+    """As in loop.train_epoch."""
     optimizer.zero_grad()
-    out, sums = train.backward(model, model, batch, recipe, CUDA, 1.0)
+    out, sums = loop.backward(model, model, batch, recipe, CUDA, 1.0)
     norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad_norm)
     assert norm.isfinite() & sums["loss"].isfinite()
     optimizer.step()
     return out, sums | {"norm": norm}
 
 
-def evaluation_step(model: models.S2DNet, batch: dict[str, Tensor], recipe: TrainConfig) -> None:
-    """As in train.evaluate; the CPU does not wait."""
-    look = train.theta_at_test(model, recipe)
+def evaluation_step(model: S2DNet, batch: dict[str, Tensor], recipe: TrainConfig) -> None:
+    """As in evaluation.evaluate; the CPU does not wait."""
+    look = evaluation.theta_at_test(model, recipe)
     with counted() as lines, torch.no_grad():
         theta = look(batch) if look is not None and model.dnet is not None else None
         with torch.autocast("cuda", torch.bfloat16):
             out = model.eval()(batch["frames"], batch["n_frames"], theta)
-        sums = train.batch_sums(out, batch["label"]) | train.theta_statistics(out, batch)
-        sums |= train.truth_statistics(out, batch)
+        sums = evaluation.batch_sums(out, batch["label"]) | evaluation.theta_statistics(out, batch)
+        sums |= evaluation.truth_statistics(out, batch)
     check(out, sums)
     assert not lines
 
@@ -171,7 +175,7 @@ def test_every_row_and_recipe_on_cuda_keeps_float32_and_does_not_wait(
     for row, recipe in cases:
         model, batch = fake_model(preset, row), batch_of(preset)
         with counted() as lines:
-            check(*train.backward(model, model, batch, recipe, CUDA, 1.0))
+            check(*loop.backward(model, model, batch, recipe, CUDA, 1.0))
         assert not lines
         if recipe is recipes[0] or recipe.theta in ("frozen", "truth"):
             evaluation_step(model, batch, recipe)
@@ -242,13 +246,14 @@ def test_the_loops_wait_once_a_step_and_never_in_evaluation(launched, thin_backb
         model, clips = fake_model("synthetic", "a0"), Clips(range(4 * n_steps))
         optimizer = make_optimizer(model, recipe)
         with counted() as training:
-            train.train_epoch(model, clips, optimizer, recipe, 0, 0, CUDA)
+            loop.train_epoch(model, clips, optimizer, recipe, 0, 0, CUDA)
         with counted() as testing:
-            train.evaluate(model, clips, batch_size=4, device=CUDA)
+            evaluation.evaluate(model, clips, batch_size=4, device=CUDA)
         return training, testing
 
-    monkeypatch.setattr(train, "load_batches", batches_of)
-    monkeypatch.setattr(models.S2DNet, "to", lambda model, _: model)  # it is there
+    for module in (loop, evaluation):
+        monkeypatch.setattr(module, "load_batches", batches_of)
+    monkeypatch.setattr(S2DNet, "to", lambda model, _: model)  # it is there
     recipe = replace(PRESETS["synthetic"].recipes["joint"], batch_size=4)
     for few, more, each in zip(lines(1), lines(2), (1, 0), strict=True):
         assert len(more) - len(few) <= each, (few, more)
@@ -267,7 +272,7 @@ def test_the_loops_wait_once_a_step_and_never_in_evaluation(launched, thin_backb
     ],
 )
 def test_on_a_gpu_a_step_waits_once(preset, recipe):
-    model, recipe = models.build_model(preset).to(CUDA).train(), PRESETS[preset].recipes[recipe]
+    model, recipe = build_model(preset).to(CUDA).train(), PRESETS[preset].recipes[recipe]
     optimizer, batch = make_optimizer(model, recipe), batch_of(preset, 4)
     for mode in ("default", "warn"):  # the first step makes what lasts
         with warnings.catch_warnings(record=True) as caught:
@@ -283,7 +288,7 @@ def test_on_a_gpu_a_step_waits_once(preset, recipe):
 
 @needs_gpu
 def test_on_a_gpu_the_losses_in_bfloat16_are_near_those_in_float32():
-    model, batch = models.build_model("mini-kinetics").to(CUDA).train(), batch_of("mini-kinetics")
+    model, batch = build_model("mini-kinetics").to(CUDA).train(), batch_of("mini-kinetics")
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -322,8 +327,8 @@ def test_on_a_gpu_a_resumed_run_is_near_the_whole_one(csv, tmp_path, monkeypatch
     def run(name, seed):
         torch.manual_seed(seed)
         sets = VideoDataset(data, "train", train=True), VideoDataset(data, "val", train=False)
-        model = models.build_model("synthetic")
-        train.fit(model, *sets, config, run_dir=tmp_path / name, device=CUDA)
+        model = build_model("synthetic")
+        loop.fit(model, *sets, config, run_dir=tmp_path / name, device=CUDA)
         return nn.utils.parameters_to_vector(model.parameters())
 
     whole = run("whole", 0)

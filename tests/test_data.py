@@ -13,16 +13,12 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
 from s2dlib.config import DataConfig
-from s2dlib.data import (
-    VideoDataset,
-    choose_frames,
-    class_names,
-    collate,
-    load_batches,
-    load_clip,
-    read_csv,
-)
-from s2dlib.video import ClipError, read_frames
+from s2dlib.data.clips import choose_frames, load_clip
+from s2dlib.data.dataset import VideoDataset
+from s2dlib.data.decoding import ClipError
+from s2dlib.data.loader import collate, load_batches
+from s2dlib.data.readers import read_frames
+from s2dlib.data.table import class_names, read_csv
 
 ROWS = [("a.mp4", "wave", "train"), ("b.mp4", "clap", "train"), ("c.mp4", "nod", "test")]
 
@@ -295,7 +291,7 @@ def test_a_cached_clip_is_the_decoded_one_and_is_decoded_once(
     expected = VideoDataset(config, "train", train)[0]["frames"]
     assert cached[0]["frames"].equal(expected)
     assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".npy"]
-    monkeypatch.setattr("s2dlib.data.read_frames", None)
+    monkeypatch.setattr("s2dlib.data.dataset.read_frames", None)
     clip = cached[0]["frames"]
     assert clip.equal(expected) and clip.zero_().any() == 0  # writable, and not the cache itself
     assert cached[0]["frames"].equal(expected)

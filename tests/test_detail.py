@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from s2dlib.backbones.build import build_backbone
 from s2dlib.detail import DNet, LateralFusion
-from s2dlib.model import build_backbone
 
 
 def array(tensor):

@@ -15,10 +15,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
-from s2dlib import banded, export
-from s2dlib.config import PRESETS, VARIANTS, DataConfig
-from s2dlib.export import export_model
+from s2dlib.apps import export
+from s2dlib.apps.export import export_model
+from s2dlib.config import DataConfig
+from s2dlib.kernels import banded
 from s2dlib.model import build_model
+from s2dlib.presets import PRESETS, VARIANTS
 
 THETA = ["mu_t", "delta_t", "mu_y", "mu_x", "delta_y", "delta_x"]
 STRIDES = ["delta_t", "delta_y", "delta_x"]

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 import s2dlib
-from s2dlib.config import override
-from s2dlib.results import provenance
-from s2dlib.synthetic import DATASETS, render
+from s2dlib.data.synthetic import DATASETS, render
+from s2dlib.presets import override
+from s2dlib.report.records import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 STORED = Path(__file__).with_name("golden.json")

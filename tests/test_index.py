@@ -7,8 +7,7 @@ import os
 import pandas as pd
 import pytest
 
-from s2dlib.data import class_names, read_csv
-from s2dlib.index import (
+from s2dlib.data.index import (
     Row,
     list_videos,
     make_index,
@@ -17,6 +16,7 @@ from s2dlib.index import (
     write_checked,
     write_index,
 )
+from s2dlib.data.table import class_names, read_csv
 
 
 def touch(folder, *names):

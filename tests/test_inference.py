@@ -12,11 +12,12 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
-from s2dlib.config import PRESETS, DataConfig, ModelConfig
-from s2dlib.data import load_clip
-from s2dlib.inference import exit_curve, exit_for, for_inference, predict, predict_video
+from s2dlib.apps.inference import exit_curve, exit_for, for_inference, predict, predict_video
+from s2dlib.config import DataConfig, ModelConfig
+from s2dlib.data.clips import load_clip
+from s2dlib.data.readers import read_frames
 from s2dlib.model import build_model
-from s2dlib.video import read_frames
+from s2dlib.presets import PRESETS
 
 NETWORKS = ["mini-kinetics", "kinetics400-x3d-s-m", "tdn-r50", "synthetic"]
 

@@ -22,8 +22,8 @@ import torch
 from ipykernel.kernelspec import write_kernel_spec
 from torch.testing import assert_close
 
-from s2dlib.inspector import SLIDERS, Inspector, csv_of, find_runs
-from s2dlib.synthetic import class_names
+from s2dlib.apps.inspector import SLIDERS, Inspector, csv_of, find_runs
+from s2dlib.data.synthetic import class_names
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "08_inspector.ipynb"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -188,7 +188,7 @@ def test_runs_without_weights_or_with_one_network_are_left_out(runs, csv, tmp_pa
     for words in ("1 with no config.json and", "make reproduce", "1 with one network only"):
         assert words in str(error.value)
     assert "1 with no clips here" in str(error.value)
-    assert "python -m s2dlib.synthetic --share 0.01 --out data/demo" in str(error.value)
+    assert "python -m s2dlib.data.synthetic --share 0.01 --out data/demo" in str(error.value)
 
 
 def test_no_runs_at_all_or_no_csv_is_an_error_with_the_command(runs, tmp_path):

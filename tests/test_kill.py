@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from test_train import MODEL, TRAIN, same
 
-from s2dlib.config import PRESETS
-from s2dlib.data import VideoDataset
+from s2dlib.data.dataset import VideoDataset
+from s2dlib.data.synthetic import write_dataset
 from s2dlib.model import build_model
-from s2dlib.synthetic import write_dataset
-from s2dlib.train import fit
+from s2dlib.presets import PRESETS
+from s2dlib.training.loop import fit
 
 KILLS = int(os.environ.get("S2D_KILLS", 5))
 # Half of the time goes into checkpoints, so that many a kill falls into the writing of one.
@@ -41,7 +41,7 @@ def train(csv: str, run: Path, start: int) -> None:
 def started(*arguments: object) -> multiprocessing.Process:
     """train in a process of its own, forked from one that has imported torch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["s2dlib.train", "s2dlib.synthetic"])
+    context.set_forkserver_preload(["s2dlib.training.loop", "s2dlib.data.synthetic"])
     process = context.Process(target=train, args=arguments)
     process.start()
     return process

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from s2dlib.losses import detail_loss, s2d_loss, synopsis_loss
-from s2dlib.metrics import accuracy, topk_hits
+from s2dlib.losses import accuracy, detail_loss, s2d_loss, synopsis_loss, topk_hits
 from s2dlib.model import Output
 from s2dlib.synopsis import topk_mask
 

@@ -10,11 +10,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
-from s2dlib.config import PRESETS, VARIANTS, ModelConfig
-from s2dlib.losses import s2d_loss
-from s2dlib.metrics import topk_hits
-from s2dlib.model import IMAGENET_MEAN, IMAGENET_STD, Output, build_model, load_networks
+from s2dlib.config import ModelConfig
+from s2dlib.losses import s2d_loss, topk_hits
+from s2dlib.model import IMAGENET_MEAN, IMAGENET_STD, Output, build_model
+from s2dlib.presets import PRESETS, VARIANTS
 from s2dlib.sampler import Theta, UniformSampler
+from s2dlib.training.initialise import load_networks
 
 SMALL = ModelConfig(
     n_classes=12,

@@ -9,9 +9,9 @@ import nbformat
 import pytest
 import torch
 
-from s2dlib.data import read_csv
-from s2dlib.index import Row, make_index, write_index
-from s2dlib.run import run_notebook
+from s2dlib.apps.run import run_notebook
+from s2dlib.data.index import Row, make_index, write_index
+from s2dlib.data.table import read_csv
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from s2dlib.config import PRESETS, SAME_RUN, VARIANTS
-from s2dlib.model import build_backbone, build_model
+from s2dlib.backbones.build import build_backbone
+from s2dlib.model import build_model
+from s2dlib.presets import PRESETS, SAME_RUN, VARIANTS
 from s2dlib.sampler import DetailSampler, Theta, gaussian_filters, grid_centres
 from s2dlib.synopsis import topk_mask
 

@@ -11,12 +11,12 @@ import torch
 from test_train import MODEL, TRAIN, same
 from torch.testing import assert_close
 
-from s2dlib.config import PRESETS
-from s2dlib.data import VideoDataset
+from s2dlib.data.dataset import VideoDataset
+from s2dlib.data.synthetic import write_dataset
 from s2dlib.model import build_model
-from s2dlib.parallel import share
-from s2dlib.synthetic import write_dataset
-from s2dlib.train import fit
+from s2dlib.presets import PRESETS
+from s2dlib.training.distributed import share
+from s2dlib.training.launch import fit_in_processes
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,9 @@ def trained(csv, run, config, processes, dropout=0.0):
     """Without dropout, which each process draws for itself, one and two can be compared."""
     torch.manual_seed(0)
     model = build_model(replace(MODEL, n_classes=20, dropout=dropout))
-    history = fit(model, *sets_of(csv), config, run_dir=run, seed=3, processes=processes)
+    history = fit_in_processes(
+        model, *sets_of(csv), config, run_dir=run, seed=3, processes=processes
+    )
     return model, pd.DataFrame(history).drop(columns="seconds")
 
 
@@ -83,10 +85,11 @@ def test_the_error_of_a_process_is_named(csv, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").write_text("in the way")
     with pytest.raises(RuntimeError, match="in 2 processes failed: error: .*cannot write this"):
-        fit(model, train_set, val_set, TRAIN, run_dir=tmp_path / "run", processes=2)
+        fit_in_processes(model, train_set, val_set, TRAIN, run_dir=tmp_path / "run", processes=2)
 
 
 def test_a_share_without_a_clip_is_refused(csv, tmp_path):
     model, sets = build_model(replace(MODEL, n_classes=20)), sets_of(csv)
     with pytest.raises(ValueError, match="in accumulate=2 parts over 3 processes"):
-        fit(model, *sets, replace(TRAIN, accumulate=2), run_dir=tmp_path / "run", processes=3)
+        few = replace(TRAIN, accumulate=2)
+        fit_in_processes(model, *sets, few, run_dir=tmp_path / "run", processes=3)

@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from s2dlib.config import PRESETS
-from s2dlib.data import VideoDataset, load_views
-from s2dlib.film import write_video
+from s2dlib.apps.predict import likeliest, look_at, main, predictions, videos_of
+from s2dlib.data.clips import load_views
+from s2dlib.data.dataset import VideoDataset
+from s2dlib.data.files import write_video
+from s2dlib.data.readers import read_frames
 from s2dlib.model import S2DNet, build_model
-from s2dlib.predict import likeliest, look_at, main, predictions, videos_of
-from s2dlib.video import read_frames
+from s2dlib.presets import PRESETS
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_a_bad_file_costs_its_own_row_and_no_other(model, videos):
 
 def test_the_command_writes_a_table_for_a_folder_and_tells_the_bad_video(videos, runs, tmp_path):
     out, run = tmp_path / "out", runs / "synthetic-a0-0"
-    command = ["-m", "s2dlib.predict", videos, "--checkpoint", run, "--out", out, "--top", "2"]
+    command = ["-m", "s2dlib.apps.predict", videos, "--checkpoint", run, "--out", out, "--top", "2"]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     assert done.returncode == 1 and "bad.mp4: not a video" in done.stderr, done.stderr
     assert "3/3" in done.stderr  # the bar

@@ -85,14 +85,16 @@ def test_every_file_and_notebook_that_the_page_names_is_there():
         assert (ROOT / path).exists() or path.startswith(("data/demo", "results/runs/")), path
     for name in set(re.findall(r"`(\d\d_\w+)`", README)):
         assert (ROOT / "notebooks" / f"{name}.ipynb").is_file(), name
-    for name in set(re.findall(r"`(\w+\.py)`", README)):
+    for name in set(re.findall(r"`([\w/]+\.py)`", README)):
         assert list(ROOT.glob(f"*/{name}")), name
 
 
 def test_the_map_names_every_module_and_every_notebook():
     table = README.split("## What is where")[1].split("## ")[0]
-    modules = {p.name for p in (ROOT / "s2dlib").glob("*.py")} - {"__init__.py", "run.py"}
+    modules = {p.name for p in (ROOT / "s2dlib").glob("*.py")} - {"__init__.py"}
     assert modules <= set(re.findall(r"`(\w+\.py)`", table))
+    folders = {p.parent.name for p in (ROOT / "s2dlib").glob("*/*.py")}
+    assert folders <= set(re.findall(r"`(\w+)/[\w.]*`", table))
     assert {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} <= set(
         re.findall(r"`(\d\d_\w+)`", table)
     )

@@ -1,6 +1,7 @@
 """Records are complete or marked unfinished; tables show what was measured and nothing else."""
 
 import os
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,31 +10,28 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from s2dlib import results
-from s2dlib.config import PRESETS, WEIGHTS
-from s2dlib.data import VideoDataset, collate
+from s2dlib.config import WEIGHTS
+from s2dlib.data.dataset import VideoDataset
+from s2dlib.data.loader import collate
+from s2dlib.data.synthetic import write_dataset
 from s2dlib.model import build_model
-from s2dlib.results import (
+from s2dlib.presets import PRESETS
+from s2dlib.report import records
+from s2dlib.report.looking import by_thirds, metrics_of, where_it_looks
+from s2dlib.report.records import command, load_run, provenance, read_records, write_record
+from s2dlib.report.tables import (
     against_full_model,
     beside_paper,
-    by_thirds,
-    command,
     comparisons,
     difference,
-    load_run,
-    metrics_of,
     paper_table,
-    provenance,
-    read_records,
     table2,
     to_markdown,
-    where_it_looks,
-    write_record,
     write_table,
 )
 from s2dlib.sampler import frozen_theta
-from s2dlib.synthetic import write_dataset
-from s2dlib.train import evaluate, write_weights
+from s2dlib.training.checkpoints import write_weights
+from s2dlib.training.evaluation import evaluate
 
 PAPER = Path(__file__).resolve().parents[1] / "results" / "paper.csv"
 
@@ -158,9 +156,9 @@ def test_a_table_is_written_for_machines_and_for_people(tmp_path):
 
 
 def test_provenance_says_how_to_repeat_a_run(monkeypatch):
-    monkeypatch.setenv("S2D_COMMAND", "python -m s2dlib.run x y")
+    monkeypatch.setenv("S2D_COMMAND", "python -m s2dlib.apps.run x y")
     source = provenance(None, "cpu", 3, "clips")
-    assert source["command"] == "python -m s2dlib.run x y"
+    assert source["command"] == "python -m s2dlib.apps.run x y"
     assert {"python", "torch", "torchvision", "numpy"} <= set(source["versions"])
     assert source["seed"] == 3 and source["data"] == "clips" and source["device"]
     assert provenance("make", "cpu", 0, "clips")["command"] == "make"
@@ -171,7 +169,7 @@ def test_provenance_says_how_to_repeat_a_run(monkeypatch):
 def test_a_commit_is_marked_where_the_code_differs_from_it_but_not_for_new_results(tmp_path):
     def git(*words):
         user = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        results.subprocess.run(["git", *user, *words], cwd=tmp_path, check=True)
+        subprocess.run(["git", *user, *words], cwd=tmp_path, check=True)
 
     git("init", "-q")
     (tmp_path / "code.py").write_text("1")
@@ -179,10 +177,10 @@ def test_a_commit_is_marked_where_the_code_differs_from_it_but_not_for_new_resul
     git("commit", "-qm", "one")
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "x.json").write_text("{}")
-    commit = results._commit(tmp_path)
+    commit = records._commit(tmp_path)
     assert len(commit) == 12
     (tmp_path / "code.py").write_text("2")
-    assert results._commit(tmp_path) == commit + "+"
+    assert records._commit(tmp_path) == commit + "+"
 
 
 def test_comparisons_have_the_papers_difference_and_say_whether_ours_agrees(record, tmp_path):

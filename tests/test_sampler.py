@@ -16,15 +16,13 @@ from s2dlib.sampler import (
     UniformSampler,
     anchored_zoom,
     check_clips,
-    distance_to_truth,
     frozen_theta,
     gaussian_filters,
     grid_centres,
     linear_filters,
     log_stride_bounds,
-    random_theta,
-    true_theta,
 )
+from s2dlib.training.windows import distance_to_truth, random_theta, true_theta
 
 # References
 

@@ -14,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from s2dlib.config import VARIANTS
+from s2dlib.presets import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMED = {"torch", "torchvision", "jupyterlab", "papermill", "matplotlib", "seaborn", "pandas"}

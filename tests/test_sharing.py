@@ -16,8 +16,10 @@ import torch
 from huggingface_hub import ModelCard
 from torch.testing import assert_close
 
-from s2dlib.config import CONFIG_FILE, PRESETS, WEIGHTS, DataConfig, ModelConfig, with_networks_of
-from s2dlib.model import S2DNet, build_model, take_up
+from s2dlib.config import CONFIG_FILE, WEIGHTS, DataConfig, ModelConfig
+from s2dlib.model import S2DNet, build_model
+from s2dlib.presets import PRESETS, with_networks_of
+from s2dlib.training.initialise import take_up
 
 SMALL = ModelConfig(
     n_classes=6,

@@ -7,10 +7,11 @@ import torch
 from torch.testing import assert_close
 from torchvision.models.video import swin3d_t
 
+from s2dlib.backbones.build import build_backbone
 from s2dlib.config import ModelConfig
-from s2dlib.cost import count
 from s2dlib.losses import s2d_loss
-from s2dlib.model import build_backbone, build_model
+from s2dlib.model import build_model
+from s2dlib.report.cost import count
 
 
 @torch.no_grad()

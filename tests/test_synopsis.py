@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from s2dlib.backbones.build import build_backbone
 from s2dlib.config import ModelConfig
-from s2dlib.model import build_backbone
 from s2dlib.sampler import frozen_theta
 from s2dlib.synopsis import (
     AttentionHead,

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from s2dlib.config import PRESETS
-from s2dlib.data import VideoDataset, collate
-from s2dlib.sampler import UniformSampler
-from s2dlib.synthetic import (
+from s2dlib.data.dataset import VideoDataset
+from s2dlib.data.loader import collate
+from s2dlib.data.readers import read_frames
+from s2dlib.data.synthetic import (
     ACTIONS,
     CLASSES,
     CLUE_ACTOR,
@@ -20,7 +20,8 @@ from s2dlib.synthetic import (
     write_clip,
     write_dataset,
 )
-from s2dlib.video import read_frames
+from s2dlib.presets import PRESETS
+from s2dlib.sampler import UniformSampler
 
 SMALL = DATASETS["synthetic"]["main"]
 

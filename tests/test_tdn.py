@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from s2dlib.config import PRESETS
-from s2dlib.cost import count
-from s2dlib.model import build_backbone, build_model
-from s2dlib.tdn import LongTerm, ShortTerm, TemporalConv, published_keys
+from s2dlib.backbones.build import build_backbone
+from s2dlib.backbones.tdn import LongTerm, ShortTerm, TemporalConv, published_keys
+from s2dlib.model import build_model
+from s2dlib.presets import PRESETS
+from s2dlib.report.cost import count
 
 FOLDED = r"(enter\.0|branch\.[03]|shortcut\.0|stem\.0|conv\d|downsample\.0)\.weight$"
 

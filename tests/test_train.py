@@ -13,26 +13,16 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from s2dlib.config import PRESETS, THETAS, DataConfig, ModelConfig, TrainConfig
-from s2dlib.data import VideoDataset, collate
+from s2dlib.config import THETAS, DataConfig, ModelConfig, TrainConfig
+from s2dlib.data.dataset import VideoDataset
+from s2dlib.data.loader import collate
+from s2dlib.data.synthetic import write_dataset
 from s2dlib.model import Output, build_model
-from s2dlib.sampler import distance_to_truth
-from s2dlib.synthetic import write_dataset
-from s2dlib.train import (
-    add,
-    averages,
-    batch_sums,
-    batches,
-    evaluate,
-    fit,
-    learning_rate,
-    make_optimizer,
-    memory_advice,
-    seed_everything,
-    theta_at_test,
-    theta_to_use,
-    train_epoch,
-)
+from s2dlib.presets import PRESETS
+from s2dlib.training.evaluation import add, averages, batch_sums, evaluate, theta_at_test
+from s2dlib.training.loop import fit, memory_advice, train_epoch
+from s2dlib.training.optim import batches, learning_rate, make_optimizer, seed_everything
+from s2dlib.training.windows import distance_to_truth, theta_to_use
 
 MODEL = ModelConfig(
     n_classes=4,
@@ -365,7 +355,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_named(changes, words, sets, 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     sets, tmp_path, monkeypatch
 ):
-    import s2dlib.train as train_module
+    import s2dlib.training.loop as train_module
 
     run, loss = tmp_path / "run", train_module.s2d_loss
     calls = []

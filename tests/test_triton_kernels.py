@@ -11,7 +11,8 @@ import torch
 from test_banded import dense
 from torch.testing import assert_close
 
-from s2dlib.sampler import DetailSampler, Theta, grid_centres, random_theta
+from s2dlib.sampler import DetailSampler, Theta, grid_centres
+from s2dlib.training.windows import random_theta
 
 HERE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_gpu = pytest.mark.skipif(HERE == "cpu", reason="needs a GPU")

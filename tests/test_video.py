@@ -22,11 +22,13 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import resize
 
-from s2dlib import video
 from s2dlib.config import DataConfig
-from s2dlib.data import VideoDataset, load_batches
-from s2dlib.synthetic import write_video
-from s2dlib.video import ClipError, check_videos, probe, read_frames
+from s2dlib.data import decoding, readers
+from s2dlib.data.dataset import VideoDataset
+from s2dlib.data.decoding import ClipError
+from s2dlib.data.files import write_video
+from s2dlib.data.loader import load_batches
+from s2dlib.data.readers import check_videos, probe, read_frames
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_the_short_side_is_resized_and_the_ratio_kept(tmp_path, make_video, size
 
 def test_probe_counts_decoded_frames(tmp_path, make_video):
     path = make_video(tmp_path / "a.mp4", n_frames=31)
-    assert probe(path) == video.VideoInfo(n_frames=31, fps=25.0, height=64, width=80)
+    assert probe(path) == readers.VideoInfo(n_frames=31, fps=25.0, height=64, width=80)
 
 
 def test_a_path_outside_ascii_is_read(tmp_path, make_video, read_barcodes):
@@ -173,8 +175,8 @@ video._main()
 @pytest.fixture
 def bad_reader(monkeypatch):
     """From here on, files named hangs.mp4 and crashes.mp4 do so to the real child."""
-    monkeypatch.setattr(video, "CHILD", [sys.executable, "-P", "-c", CHILD, video.__file__])
-    monkeypatch.setattr(video, "_own", threading.local())
+    monkeypatch.setattr(readers, "CHILD", [sys.executable, "-P", "-c", CHILD, decoding.__file__])
+    monkeypatch.setattr(readers, "_own", threading.local())
 
 
 def test_a_hang_and_a_crash_are_rows_and_the_files_after_them_are_read(
@@ -191,7 +193,7 @@ def test_a_hang_and_a_crash_are_rows_and_the_files_after_them_are_read(
 
 
 def child():
-    return video._own.reader.child
+    return readers._own.reader.child
 
 
 def gone(pid, seconds=10.0):
@@ -241,8 +243,8 @@ def test_a_caller_that_gives_up_in_the_middle_gets_whole_clips_afterwards(
 
 
 def test_a_reader_that_cannot_start_is_an_error_that_is_no_clip_s(tmp_path, monkeypatch):
-    monkeypatch.setattr(video, "CHILD", [sys.executable, "-c", "import none_such"])
-    monkeypatch.setattr(video, "_own", threading.local())
+    monkeypatch.setattr(readers, "CHILD", [sys.executable, "-c", "import none_such"])
+    monkeypatch.setattr(readers, "_own", threading.local())
     with pytest.raises(RuntimeError, match=r"does not start: .*died \(exit status 1\)"):
         read_frames(tmp_path / "a.mp4")
 
@@ -250,8 +252,8 @@ def test_a_reader_that_cannot_start_is_an_error_that_is_no_clip_s(tmp_path, monk
 def test_frames_larger_than_the_shared_memory_come_whole(
     tmp_path, make_video, read_barcodes, monkeypatch
 ):
-    monkeypatch.setattr(video, "BUFFER", 5000)  # of this process; the child makes it grow
-    monkeypatch.setattr(video, "_own", threading.local())
+    monkeypatch.setattr(readers, "BUFFER", 5000)  # of this process; the child makes it grow
+    monkeypatch.setattr(readers, "_own", threading.local())
     small = make_video(tmp_path / "small.mp4", n_frames=5, size=(32, 40))
     large = make_video(tmp_path / "large.mp4", n_frames=9, size=(128, 160))
     assert read_barcodes(read_frames(small)) == list(range(5))
@@ -261,8 +263,8 @@ def test_frames_larger_than_the_shared_memory_come_whole(
 def test_a_child_is_replaced_after_some_files_and_the_old_one_ends(
     tmp_path, make_video, monkeypatch
 ):
-    monkeypatch.setattr(video, "FILES", 3)
-    monkeypatch.setattr(video, "_own", threading.local())
+    monkeypatch.setattr(readers, "FILES", 3)
+    monkeypatch.setattr(readers, "_own", threading.local())
     path, pids = make_video(tmp_path / "a.mp4", n_frames=2), []
     for _ in range(7):
         read_frames(path)
@@ -273,12 +275,12 @@ def test_a_child_is_replaced_after_some_files_and_the_old_one_ends(
 
 PARENT = """
 import os, signal, sys, threading, time
-from s2dlib import video
-video.CHILD = [sys.executable, "-P", "-c", sys.argv[1], video.__file__]
-video._reader()
-print(video._own.reader.child.pid, flush=True)
+from s2dlib.data import decoding, readers
+readers.CHILD = [sys.executable, "-P", "-c", sys.argv[1], decoding.__file__]
+readers._reader()
+print(readers._own.reader.child.pid, flush=True)
 threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
-video.probe(sys.argv[2])
+readers.probe(sys.argv[2])
 """
 
 
@@ -438,12 +440,12 @@ def test_a_file_that_may_not_be_read_is_named():
         path.chmod(0)
         if os.geteuid() != 0:
             with pytest.raises(ClipError, match="no permission to read it"):
-                video._open(str(path))
+                decoding._open(str(path))
             return
         if (child := os.fork()) == 0:  # root may read all, so as nobody
             os.setuid(65534)
             try:
-                video._open(str(path))
+                decoding._open(str(path))
             except ClipError as error:
                 os._exit(0 if error.cause == "no permission to read it" else 2)
             os._exit(1)

@@ -16,17 +16,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from s2dlib.model import Output
-from s2dlib.sampler import DetailSampler, Theta, UniformSampler, gaussian_filters
-from s2dlib.viz import (
+from s2dlib.report.figures import (
     BLUE,
     GREEN,
     RED,
-    accuracy_cost,
     boxes,
-    curves,
-    exit_curve,
     figure4,
-    film,
     filter_bank,
     frame_strip,
     theta_text,
@@ -34,6 +29,9 @@ from s2dlib.viz import (
     topk_bars,
     true_square,
 )
+from s2dlib.report.film import film
+from s2dlib.report.plots import accuracy_cost, curves, exit_curve
+from s2dlib.sampler import DetailSampler, Theta, UniformSampler, gaussian_filters
 
 T, H, W = 32, 40, 60
 SIZE_S, SIZE_D = (4, 10, 15), (8, 8, 12)

@@ -8,10 +8,12 @@ from pytorchvideo.models.x3d import create_x3d
 from torch import nn
 from torch.testing import assert_close
 
-from s2dlib.config import PRESETS, ModelConfig
-from s2dlib.cost import count
-from s2dlib.model import build_backbone, build_model
-from s2dlib.x3d import published_keys, round_width
+from s2dlib.backbones.build import build_backbone
+from s2dlib.backbones.x3d import published_keys, round_width
+from s2dlib.config import ModelConfig
+from s2dlib.model import build_model
+from s2dlib.presets import PRESETS
+from s2dlib.report.cost import count
 
 FACTORS = {"x3d-m": (2.0, 2.2), "x3d-xl": (2.9, 5.0)}  # of width and of depth
 

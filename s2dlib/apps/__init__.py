@@ -1,0 +1,1 @@
+"""What people call: notebooks, prediction, export, the inspector."""

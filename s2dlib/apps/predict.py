@@ -1,0 +1,198 @@
+"""A trained model on anyone's videos: the likeliest actions, the picture, the film.
+
+    python -m s2dlib.apps.predict video.mp4 --checkpoint results/models/synthetic
+
+One video gets its top-5 before and after DNet, the picture of Fig. 4 and a film of what DNet sees
+beside the clip; several, or a folder, get a row each in predictions.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from s2dlib.data.clips import load_views
+from s2dlib.data.decoding import ClipError
+from s2dlib.data.files import FPS, write_video
+from s2dlib.data.index import IMAGES, list_videos
+from s2dlib.model import Output, S2DNet
+from s2dlib.report import figures
+from s2dlib.report import film as films
+
+TABLE = "predictions.csv"
+HEADINGS = {"action": "after DNet", "probability": "", "snet_action": "before: SNet"}
+HEADINGS |= {"snet_probability": ""}
+
+
+def videos_of(paths: Sequence[str | Path]) -> list[Path]:
+    """Videos named one by one, and those below folders; a folder of frames is a video.
+
+    Raises:
+        FileNotFoundError: a path is not there, or a folder holds no video.
+    """
+    found = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        below = [path / name for name in list_videos(path)] if path.is_dir() else []
+        is_frames = path.is_dir() and any(p.suffix.lower() in IMAGES for p in path.iterdir())
+        if path.is_dir() and not below and not is_frames:
+            raise FileNotFoundError(f"{path}: expected videos below this folder, there are none")
+        found += below or [path]
+    return found
+
+
+@torch.no_grad()
+def look_at(model: S2DNet, path: str | Path, device: str = "cpu") -> tuple[Tensor, Output]:
+    """What a model makes of a video's test clip.
+
+    Args:
+        model: in evaluation mode, with its record (S2DNet.from_pretrained).
+
+    Returns:
+        The clip's views, uint8 (V, C, T, H, W), and the output for them (B = V).
+
+    Raises:
+        ClipError: the video cannot be read.
+    """
+    views = load_views(path, model.data)
+    return views, model.to(device)(views.to(device))
+
+
+def likeliest(model: S2DNet, out: Output, top: int = 5) -> pd.DataFrame:
+    """The likeliest actions of a video, before and after DNet, means over its views (Sec. 4.1).
+
+    Returns:
+        A row a rank: action and probability (p-hat * s), snet_action and snet_probability (p). A
+        network alone has but one of the two verdicts, in action and probability.
+    """
+    verdicts = {"": out.scores}
+    if out.logits is not None and out.detail_logits is not None:
+        verdicts["snet_"] = out.logits.float().softmax(dim=1)
+    table = pd.DataFrame(index=pd.RangeIndex(1, min(top, len(model.classes)) + 1, name="rank"))
+    for name, scores in verdicts.items():
+        values, at = scores.float().mean(dim=0).cpu().topk(len(table))  # (top,)
+        table[f"{name}action"] = [model.classes[n] for n in at.tolist()]
+        table[f"{name}probability"] = values.tolist()
+    return table
+
+
+def draw(model: S2DNet, views: Tensor, out: Output, stem: Path, film: str = "mp4") -> list[Path]:
+    """Write the picture of Fig. 4 and the film, of the centre view. Returns their paths.
+
+    Args:
+        stem: of the files' names, with their folder.
+        film: mp4 or gif.
+
+    Raises:
+        ValueError: the model has no theta to draw: one of its networks is missing.
+    """
+    if model.snet is None or model.dnet is None:
+        raise ValueError("no picture of a single network: it looks nowhere by itself")
+    i = len(views) // 2
+    figure = figures.figure4(views[i], out, model.classes, None, i=i)
+    paths = [stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.{film}")]
+    figure.savefig(paths[0], dpi=90)
+    plt.close(figure)
+    height = 144 if film == "gif" else 224  # noise makes a large gif
+    shots = films.film(views[i], out, i=i, height=height).numpy()
+    write_video(paths[1], shots, FPS / model.data.frame_stride)
+    return paths
+
+
+def predictions(
+    model: S2DNet, paths: Sequence[Path], top: int = 5, device: str = "cpu"
+) -> Iterator[tuple[Path, dict[str, object], tuple[Tensor, Output] | None]]:
+    """Each video in turn: its path, its row of predictions.csv, and what look_at gave.
+
+    A row holds path, error (empty, or why the video cannot be read; then nothing else), frames,
+    action_1, probability_1, ..., snet_action_1, ..., and theta's six, means over the detail frames.
+    """
+    for path in paths:
+        row: dict[str, object] = {"path": str(path), "error": ""}
+        try:
+            views, out = look_at(model, path, device)
+        except ClipError as error:
+            yield path, row | {"error": error.cause}, None
+            continue
+        row["frames"] = views.shape[2]
+        for rank, line in likeliest(model, out, top).iterrows():
+            row |= {f"{name}_{rank}": value for name, value in line.items()}
+        if out.theta is not None:
+            row |= {name: value.mean().item() for name, value in vars(out.theta).items()}
+        yield path, row, (views, out)
+
+
+def write_table(rows: Sequence[dict[str, object]], path: Path) -> None:
+    """Write predictions.csv, whole or not at all."""
+    partial = path.with_name(f"{path.name}.part")
+    pd.DataFrame(rows).to_csv(partial, index=False, float_format="%.4g")
+    os.replace(partial, path)
+
+
+def main() -> None:
+    """The command line; every expected failure is one line and a non-zero exit."""
+    parser = argparse.ArgumentParser(
+        prog="python -m s2dlib.apps.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("videos", nargs="+", type=Path, help="files, or folders of videos")
+    parser.add_argument(
+        "--checkpoint", required=True, help="folder of a run or of a shared model, or a hub id"
+    )
+    parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write to")
+    parser.add_argument("--top", type=int, default=5, help="actions told")
+    parser.add_argument("--film", choices=("mp4", "gif"), default="mp4", help="kind of the film")
+    parser.add_argument("--pictures", action="store_true", help="of each of several videos, too")
+    args = parser.parse_args()
+    try:
+        sys.exit(_predict(args))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _predict(args: argparse.Namespace) -> int:
+    """Returns the exit code: 1 where a video could not be read."""
+    if args.top < 1:
+        raise ValueError(f"--top must be >= 1, got {args.top}")
+    paths = videos_of(args.videos)
+    model = S2DNet.from_pretrained(args.checkpoint)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    alone, both = len(paths) == 1, model.snet is not None and model.dnet is not None
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows, written = [], []
+    bar = tqdm(predictions(model, paths, args.top, device), total=len(paths), disable=alone)
+    for path, row, seen in bar:
+        rows.append(row)
+        if seen is None:
+            bar.write(f"{path}: {row['error']}", file=sys.stderr)
+            continue
+        if alone:
+            table = likeliest(model, seen[1], args.top).round(3).rename(columns=HEADINGS)
+            print(f"{path}: {row['frames']} frames", table.rename_axis(None).to_string(), sep="\n")
+        if both and (alone or args.pictures):
+            name = path.stem if alone else f"{len(rows):05d}-{path.stem}"
+            written += draw(model, *seen, args.out / name, args.film)
+    if not alone:
+        write_table(rows, args.out / TABLE)
+        written = [args.out / TABLE, *written]
+    failed = sum(bool(row["error"]) for row in rows)
+    if failed and not alone:
+        print(f"{failed} of {len(rows)} videos could not be read: their rows say why")
+    if written:
+        print("written:", ", ".join(map(str, written[:4])), "..." * (len(written) > 4))
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Run a notebook with checked parameters: papermill, this very interpreter, no misspelt name.
+
+    python -m s2dlib.apps.run notebooks/02_train.ipynb out.ipynb -p preset synthetic -p variant b2
+
+Papermill only warns about an unknown parameter and goes on with the default; here it is refused.
+Where several GPUs are visible, runs side by side use different ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import os
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import papermill
+import yaml
+from ipykernel.kernelspec import write_kernel_spec
+from traitlets.config import Config
+
+SOCKET_PATH = 107  # bytes a Unix socket's path may have; the name of the socket takes some 20
+
+
+def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str, Any]) -> Path:
+    """Execute a notebook in its own folder and keep the executed copy, also when a cell fails.
+
+    Args:
+        notebook: its first code cell is tagged `parameters`.
+        output: the executed copy, written cell by cell; its folder is made.
+        parameters: values for names of that cell; any other name is an error.
+
+    Returns:
+        The path of the executed copy. A failing cell or a killed kernel raises.
+    """
+    notebook, output = Path(notebook), Path(output)
+    if not notebook.is_file():
+        raise FileNotFoundError(f"{notebook}: no such notebook; they live in notebooks/")
+    known = papermill.inspect_notebook(notebook)
+    if unknown := sorted(set(parameters) - set(known)):
+        raise ValueError(
+            f"{notebook.name} has no parameter {', '.join(unknown)}; "
+            f"its parameters are {', '.join(known) or 'none (no cell is tagged parameters)'}"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="s2d") as folder:
+        # JUPYTER_PATH comes before the kernels of the user's home and of the environment
+        write_kernel_spec(Path(folder) / "kernels" / "python3")
+        ipc = os.name == "posix" and len(folder) + 20 < SOCKET_PATH  # no ports, so no clashes
+        transport = {"transport": "ipc", "connection_file": f"{folder}/k.json"} if ipc else {}
+        command = _command(notebook, output, parameters)
+        one_gpu = _wants_one_gpu(notebook, known, parameters)
+        gpu = reserve_gpu() if one_gpu else nullcontext({})
+        with gpu as visible, _environment(S2D_COMMAND=command, JUPYTER_PATH=folder, **visible):
+            papermill.execute_notebook(
+                notebook,
+                output,
+                parameters,
+                kernel_name="python3",
+                cwd=notebook.parent,
+                log_output=True,
+                progress_bar=sys.stderr.isatty(),
+                start_timeout=120,  # torch imports slowly from a cold disk
+                config=Config(KernelManager=transport),
+            )
+    return output
+
+
+def parse_value(text: str) -> object:
+    """A parameter as YAML reads it; 1e-3, which YAML 1.1 takes for a string, is a number."""
+    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", text):
+        return float(text)
+    return yaml.safe_load(text)
+
+
+@contextmanager
+def reserve_gpu() -> Iterator[dict[str, str]]:
+    """Reserve one of several GPUs, so that runs side by side on one machine use different ones.
+
+    A reservation is the lock of a file, which the system releases however this process ends. Where
+    every GPU is reserved, one with the fewest runs is shared: nobody waits.
+
+    Yields:
+        CUDA_VISIBLE_DEVICES for the kernel; nothing where fewer than two GPUs are visible.
+    """
+    gpus = visible_gpus()
+    if len(gpus) < 2 or os.name != "posix":
+        yield {}
+        return
+    import fcntl
+
+    folder = Path(tempfile.gettempdir(), f"s2d-gpus-{os.getuid()}")
+    folder.mkdir(exist_ok=True)
+    for n_sharing, gpu in ((n, gpu) for n in itertools.count() for gpu in gpus):
+        with (folder / f"{gpu.replace('/', '-')}.{n_sharing}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield {"CUDA_VISIBLE_DEVICES": gpu}
+            return
+
+
+def visible_gpus() -> list[str]:
+    """Entries of CUDA_VISIBLE_DEVICES, else indices of all GPUs; CUDA is not initialised."""
+    if (listed := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        entries = map(str.strip, listed.split(","))
+        return list(itertools.takewhile(lambda entry: entry not in ("", "-1"), entries))
+    if len(list(Path("/dev").glob("nvidia[0-9]*"))) < 2:  # spares the seconds that torch takes
+        return []
+    import torch
+
+    return [str(n) for n in range(torch.cuda.device_count())]
+
+
+def _wants_one_gpu(notebook: Path, known: dict[str, Any], parameters: dict[str, Any]) -> bool:
+    """Whether a notebook asks torch for a GPU, and not for several processes, each with its own."""
+    default = known["processes"]["default"] if "processes" in known else "1"
+    processes = parameters.get("processes", parse_value(default))
+    return processes == 1 and "torch.cuda" in notebook.read_text()
+
+
+def _command(notebook: Path, output: Path, parameters: dict[str, Any]) -> str:
+    """The shell command that repeats this call; paths relative to here, where they lie below."""
+    here = Path.cwd()
+    paths = [
+        str(p.relative_to(here) if p.is_absolute() and p.is_relative_to(here) else p)
+        for p in (notebook, output)
+    ]
+    values = []
+    for name, value in parameters.items():
+        text = yaml.safe_dump(value, default_flow_style=True, width=1e9)
+        values += ["-p", name, text.removesuffix("...\n").strip()]
+    return shlex.join(["python", "-m", "s2dlib.apps.run", *paths, *values])
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables for the kernel, put back afterwards."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def main() -> None:
+    """The command line; every expected failure is one line and a non-zero exit."""
+    parser = argparse.ArgumentParser(prog="python -m s2dlib.apps.run", description=__doc__)
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("output", type=Path, help="the executed copy")
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="YAML value"
+    )
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        parameters = {name: parse_value(value) for name, value in args.p}
+        run_notebook(args.notebook, args.output, parameters)
+    except (FileNotFoundError, ValueError, yaml.YAMLError) as error:
+        sys.exit(f"error: {error}")
+    except papermill.PapermillExecutionError as error:
+        sys.exit(f"{error}\nerror: {args.notebook} failed; executed so far: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Video backbones as named stages."""

@@ -1,0 +1,1 @@
+"""Video files -> batches of raw frames."""

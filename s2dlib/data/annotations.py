@@ -1,0 +1,330 @@
+"""A data set as its owner ships it -> the one CSV of this project (Sec. 4.1).
+
+    python -m s2dlib.data.annotations kinetics400 --annotations train.csv val.csv --videos DIR
+
+An owner's file names a video by an id or a path, seldom just as it lies on a disk: index.py finds
+it. Every reader here gives rows that say in which file and line they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from s2dlib.data.index import Row, list_videos, make_index, missing_of, read_fields, write_index
+from s2dlib.presets import PRESETS
+
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+def read_kinetics(annotations: Sequence[str]) -> list[Row]:
+    """Kinetics' own CSVs: columns label,youtube_id,time_start,time_end,split and others.
+
+    The test split's may lack labels. Videos are `<id>_<start>_<end>`, or `<id>`, in any folder, so
+    that it does not matter how a folder spells its class.
+    """
+    rows = []
+    for path, split in map(_file_and_split, annotations):
+        lines = read_fields(path, ",")
+        header = [name.strip().lower() for name in next(lines, ("", []))[1]]
+        if "youtube_id" not in header:
+            raise ValueError(
+                f"{path}: no column youtube_id in {header}; expected Kinetics' own file, with "
+                "label,youtube_id,time_start,time_end,split"
+            )
+        for where, fields in lines:
+            if len(fields) != len(header):
+                raise ValueError(f"{where}: {len(fields)} fields, expected {len(header)}")
+            row = dict(zip(header, map(str.strip, fields), strict=True))
+            names = (row["youtube_id"],)
+            if row.get("time_start"):
+                try:
+                    start, end = (int(float(row[f"time_{side}"])) for side in ("start", "end"))
+                except (KeyError, ValueError) as error:
+                    raise ValueError(f"{where}: time_start, time_end are no seconds") from error
+                names = (f"{row['youtube_id']}_{start:06d}_{end:06d}", *names)
+            own = _split(row["split"], where) if row.get("split") else split
+            rows.append(Row(names, row.get("label", ""), _told(own, path), where))
+    return rows
+
+
+def read_mini_kinetics(
+    annotations: Sequence[str], kinetics: Sequence[str] | None = None
+) -> list[Row]:
+    """Mini-Kinetics: AR-Net's lists (see `list`), or S3D's ids with Kinetics' own CSVs.
+
+    The paper's is AR-Net's, 121k / 10k videos; S3D's, an id a line, has 80k / 5k. An id that the
+    CSVs do not have is a row without a label.
+    """
+    if kinetics is None:
+        return read_list(annotations)
+    known, rows = {row.names[-1]: row for row in read_kinetics(kinetics)}, []
+    for path, split in map(_file_and_split, annotations):
+        ids = list(_lines(path))
+        if not any(name in known for _, name in ids):
+            raise ValueError(
+                f"{path}: none of its {len(ids)} ids is in {', '.join(kinetics)}; give --kinetics "
+                "the CSVs that list them"
+            )
+        for where, name in ids:
+            video = known.get(name, Row((name,), "", "", ""))
+            rows.append(Row(video.names, video.label, _told(split, path), where))
+    return rows
+
+
+def read_something(annotations: Sequence[str]) -> list[Row]:
+    """Something-Something's own files: JSON with templates (V2), or lines `id;label` (V1).
+
+    A label is the template without its brackets. Test files name ids alone; V2's test answers are
+    lines `id;label`. Videos are `<id>`, files or folders of frames.
+    """
+    rows = []
+    for path, split in map(_file_and_split, annotations):
+        for where, name, label in _something(path):
+            label = re.sub(r"[\[\]]", "", label).strip()
+            rows.append(Row((name,), label, _told(split, path), where))
+    return rows
+
+
+def _something(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Where, id and label of each line."""
+    if path.suffix.lower() == ".json":
+        for i, entry in enumerate(_json(path, list)):
+            where = f"{path}, entry {i + 1}"
+            if not isinstance(entry, dict) or "id" not in entry:
+                raise ValueError(f"{where}: expected an object with id and template, got {entry}")
+            yield where, str(entry["id"]), entry.get("template", "")
+        return
+    for where, fields in read_fields(path, ";"):
+        if len(fields) > 2:
+            raise ValueError(f"{where}: {len(fields)} fields, expected id;label")
+        yield where, fields[0].strip(), fields[1] if len(fields) == 2 else ""
+
+
+LINE = re.compile(r"(?P<path>.+?)(?:[ \t;,]+\d+)?[ \t;,]+(?P<label>-?\d+)")
+
+
+def read_list(annotations: Sequence[str]) -> list[Row]:
+    """Lists of TSN, TSM, AR-Net, AdaFocus, TDN: `path num_frames label`, or `path label`, a line.
+
+    The path, which may hold spaces, is a video or a folder of frames. Kinetics' clips are also
+    looked for by their name alone, since each list has folders of its own.
+    """
+    rows = []
+    for path, split in map(_file_and_split, annotations):
+        for where, line in _lines(path):
+            match = LINE.fullmatch(line)
+            if match is None:
+                raise ValueError(f"{where}: expected `path num_frames label`, got {line!r}")
+            names = (match["path"],)
+            if clip := re.search(r"(?:^|[/\\])([\w-]{11})(_\d{6}_\d{6})(?:\.\w+)?$", names[0]):
+                names += (clip[1] + clip[2], clip[1])
+            rows.append(Row(names, int(match["label"]), _told(split, path), where))
+    return rows
+
+
+def read_folders(
+    videos: str | Path, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
+) -> list[Row]:
+    """Folders `<split>/<class>/<video>`; or `<class>/<video>`, split by a hash of each path.
+
+    So a video keeps its split when others come and go.
+
+    Args:
+        fractions: of train, val and test, where the folders tell no split; they sum to 1.
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"fractions must be three numbers >= 0 that sum to 1, got {fractions}")
+    rows, paths = [], [Path(path) for path in list_videos(videos)]
+    told = all(path.parts[0].lower() in SPLITS for path in paths)
+    for path in paths:
+        where = str(Path(videos, path))
+        if len(path.parts) < 2 + told:
+            layout = "<split>/<class>/<video>" if told else "<class>/<video>"
+            raise ValueError(f"{where}: expected {layout} below {videos}")
+        digest = hashlib.sha1(f"{seed}/{path.as_posix()}".encode()).digest()
+        at = int.from_bytes(digest[:8]) / 2**64  # uniform in [0, 1)
+        split = "train" if at < fractions[0] else "val" if at < sum(fractions[:2]) else "test"
+        split = SPLITS[path.parts[0].lower()] if told else split
+        rows.append(Row((str(path),), path.parts[told], split, where))
+    return rows
+
+
+def read_classes(path: str | Path) -> list[str]:
+    """Class names in their owner's order: one a line, or JSON name -> index.
+
+    Raises:
+        ValueError: a class twice, or indices other than 0 to N - 1.
+    """
+    if Path(path).suffix.lower() == ".json":
+        indices = {name: int(index) for name, index in _json(path, dict).items()}
+        if sorted(indices.values()) != list(range(len(indices))):
+            raise ValueError(f"{path}: indices must be 0 to {len(indices) - 1}, each once")
+        return sorted(indices, key=indices.get)
+    names = {}
+    for where, line in _lines(path):
+        name = line.strip('"')
+        if name in names:
+            raise ValueError(f"{where}: class {name!r} is in {names[name]} already")
+        names[name] = where
+    return list(names)
+
+
+def _file_and_split(text: str) -> tuple[Path, str | None]:
+    """`SPLIT=FILE`, or a file whose name tells its split, or one that does not (None)."""
+    word, _, rest = text.partition("=")
+    if rest and word.lower() in SPLITS:
+        return Path(rest), SPLITS[word.lower()]
+    found = set(re.findall("train|val|test", Path(text).name.lower()))
+    return Path(text), found.pop() if len(found) == 1 else None
+
+
+def _told(split: str | None, path: Path) -> str:
+    if split is None:
+        raise ValueError(f"{path}: its name tells no split; give it as SPLIT=FILE, train={path}")
+    return split
+
+
+def _split(word: str, where: str) -> str:
+    if word.lower() not in SPLITS:
+        raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, got {word!r}")
+    return SPLITS[word.lower()]
+
+
+def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
+    """Where, and each line that is not blank."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text in UTF-8 ({error})") from error
+    for i, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"{path}, line {i}", line.strip()
+
+
+def _json(path: str | Path, kind: type) -> list | dict:
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path}: expected a JSON {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+# format -> how its rows are read, whose preset's index it writes, arguments for instance
+FORMATS: dict[str, tuple[Callable[..., list[Row]], str, str]] = {
+    "kinetics400": (
+        read_kinetics,
+        "kinetics400-x3d-s-m",
+        "--annotations train.csv val.csv --videos DIR",
+    ),
+    "mini-kinetics": (
+        read_mini_kinetics,
+        "mini-kinetics",
+        "--annotations mini_train_videofolder.txt mini_val_videofolder.txt --videos DIR",
+    ),
+    "ssv1": (
+        read_something,
+        "ssv1",
+        "--annotations train.csv validation.csv --classes labels.csv --videos DIR",
+    ),
+    "ssv2": (
+        read_something,
+        "ssv2",
+        "--annotations train.json validation.json --classes labels.json --videos DIR",
+    ),
+    "list": (
+        read_list,
+        "videos",
+        "--annotations train=a.txt val=b.txt --videos DIR --out data/mine/mine.csv",
+    ),
+    "folders": (read_folders, "videos", "--videos DIR --out data/mine/mine.csv"),
+}
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line: a subcommand a format, described by the docstring of its reader."""
+    how = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    prog = "python -m s2dlib.data.annotations"
+    parser = argparse.ArgumentParser(prog, description=__doc__, **how)
+    formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
+    for name, (reader, preset, example) in FORMATS.items():
+        what = inspect.getdoc(reader)
+        example = f"example:\n  python -m s2dlib.data.annotations {name} {example}"
+        sub = formats.add_parser(
+            name, help=what.split("\n")[0], description=what, epilog=example, **how
+        )
+        add, files = sub.add_argument, {"nargs": "+", "metavar": "FILE"}
+        if name == "folders":
+            add("--fractions", nargs=3, type=float, default=(0.8, 0.1, 0.1))
+            add("--seed", type=int, default=0)
+        else:
+            add("--annotations", required=True, **files, help="SPLIT=FILE if its name has no split")
+        if name == "mini-kinetics":
+            add("--kinetics", **files, help="Kinetics-400's own CSVs, for lists of ids")
+        classes = "class names in their order: one a line, or JSON name -> index"
+        add("--classes", required=name.startswith("ssv"), metavar="FILE", help=classes)
+        add("--videos", required=True, metavar="DIR", help="a folder above all videos")
+        add("--out", default=PRESETS[preset].data.csv, help="the index; default: %(default)s")
+        add("--replace", action="store_true", help="even an index that names more videos")
+    return parser
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Videos listed, found and missing, and classes found, by split. The columns of make_index."""
+    found = table["path"].notna()
+    splits = table.assign(found=found, seen=table["label"].where(found)).groupby(
+        "split", sort=False
+    )
+    counts = splits.agg(
+        listed=("found", "size"), found=("found", "sum"), classes=("seen", "nunique")
+    )
+    return counts.assign(missing=counts["listed"] - counts["found"])
+
+
+def next_command(preset: str, index: Path) -> str:
+    """The command that checks an index; by the preset whose own it is, if it is one's."""
+    own = [name for name, p in PRESETS.items() if os.path.abspath(p.data.csv) == str(index)]
+    words = ["-p", "preset", *own[:1]] if own else ["-p", "preset", preset, "-p", "csv", str(index)]
+    executed = index.with_name("00_data.ipynb")
+    executed = executed.relative_to(Path.cwd()) if executed.is_relative_to(Path.cwd()) else executed
+    run = ["python", "-m", "s2dlib.apps.run", "notebooks/00_data.ipynb", str(executed)]
+    return shlex.join([*run, *words])
+
+
+def main() -> None:
+    """The command line; every expected failure is one line and a non-zero exit."""
+    chosen = vars(arguments().parse_args())
+    reader, preset, _ = FORMATS[chosen["format"]]
+    try:
+        classes = read_classes(chosen["classes"]) if chosen["classes"] else None
+        rows = reader(**{k: chosen[k] for k in inspect.signature(reader).parameters})
+        table, notes = make_index(rows, chosen["videos"], classes)
+        index = write_index(table, chosen["videos"], chosen["out"], chosen["replace"])
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(summary(table).to_string(), *notes, sep="\n")
+    found = table[table["path"].notna()]
+    print(f"{found['label'].nunique()} of {table['label'].nunique()} classes: {index}")
+    if len(found) < len(table):
+        print(f"{len(table) - len(found)} videos are missing: {missing_of(index)}")
+    print("next:", next_command(preset, index))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Which frames of a video make a clip, and which squares of them (Sec. 4.1).
+
+Axes: C colours (1 where the frames are gray), T x H x W raw frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+from torchvision.transforms.v2.functional import rgb_to_grayscale
+
+from s2dlib.config import DataConfig
+from s2dlib.data.readers import read_frames
+
+
+def choose_frames(
+    n_total: int, config: DataConfig, generator: Generator | None = None
+) -> list[int]:
+    """One clip of at most n_frames frames, frame_stride apart, of a video of n_total frames.
+
+    Args:
+        n_total: frames in the video.
+        config: n_frames (T), frame_stride (tau) and min_frames.
+        generator: draws the start (training); None: the clip is centred (testing).
+
+    Returns:
+        Frame indices, ascending; fewer than n_frames where the video is short.
+    """
+    indices = _span(n_total, config.n_frames, config.frame_stride, generator)
+    if len(indices) < config.min_frames:
+        raise ValueError(
+            f"{n_total} frames give {len(indices)} at stride {config.frame_stride}, "
+            f"but min_frames is {config.min_frames}"
+        )
+    return list(indices)
+
+
+def _span(n_total: int, n_frames: int, stride: int, generator: Generator | None) -> range:
+    n = min(n_frames, -(-n_total // stride))
+    slack = n_total - (n - 1) * stride  # places where the clip can start
+    start = (slack - 1) // 2 if generator is None else _draw(slack, generator)
+    return range(start, start + n * stride, stride)
+
+
+def _draw(n: int, generator: Generator) -> int:
+    """One of 0..n-1."""
+    return int(torch.randint(n, (), generator=generator))
+
+
+def windows(
+    height: int, width: int, config: DataConfig, n_crops: int, generator: Generator | None
+) -> list[tuple[int, int, int, bool]]:
+    """Which squares of the frames a clip is cut from (Sec. 4.1).
+
+    Args:
+        height, width: of the frames at short_side, pixels.
+        n_crops: in testing 1, the centre, or 3 along the longer side.
+        generator: draws one of random scale, place and flip (training); None: testing.
+
+    Returns:
+        For each its side, top, left (pixels), and whether it is mirrored.
+    """
+    if generator is not None:
+        scale = config.scales[_draw(len(config.scales), generator)]
+        side = max(1, round(scale * config.short_side))
+        y, x = _draw(height - side + 1, generator), _draw(width - side + 1, generator)
+        return [(side, y, x, config.flip and _draw(2, generator) == 1)]
+    side = config.crop
+    y, x = height - side, width - side  # the last places
+    if n_crops == 1:
+        return [(side, y // 2, x // 2, False)]
+    if height > width:
+        return [(side, at, x // 2, False) for at in (0, y // 2, y)]
+    return [(side, y // 2, at, False) for at in (0, x // 2, x)]
+
+
+def load_clip(
+    path: str | Path,
+    n_frames: int | None = None,
+    frame_stride: int = 1,
+    short_side: int | None = None,
+) -> Tensor:
+    """The centred clip of a video, ready for a model.
+
+    Args:
+        path: the video file.
+        n_frames: frames at most; None: the whole video.
+        frame_stride: tau, every how many frames one is taken.
+        short_side: pixels of the shorter side after resizing; None: as stored.
+
+    Returns:
+        Raw frames I, uint8. (3, T, H, W)
+    """
+    if frame_stride < 1 or (n_frames is not None and n_frames < 1):
+        raise ValueError(f"n_frames and frame_stride must be >= 1, got {n_frames}, {frame_stride}")
+
+    def wanted(n_total: int) -> range:
+        return _span(n_total, n_frames or n_total, frame_stride, None)
+
+    return read_frames(path, wanted, short_side).transpose(0, 1)
+
+
+def load_views(path: str | Path, config: DataConfig) -> Tensor:
+    """The clip of a video as testing takes it: centred, and its crops (Sec. 4.1).
+
+    Args:
+        path: a video file, or a folder of frames.
+        config: of the model that is to see it (model.data). A video shorter than min_frames is
+            taken as it is.
+
+    Returns:
+        Raw frames I of each of the test_crops views, uint8. (V, C, T, H, W)
+
+    Raises:
+        ClipError: the video cannot be read.
+    """
+    config = replace(config, min_frames=1)
+    frames = read_frames(path, lambda n: choose_frames(n, config), config.short_side)
+    if config.gray:
+        frames = rgb_to_grayscale(frames)
+    where = windows(*frames.shape[-2:], config, config.test_crops, None)
+    views = [frames[:, :, y : y + side, x : x + side] for side, y, x, _ in where]  # (T, C, H, W)
+    return torch.stack(views).transpose(1, 2).contiguous()

@@ -1,0 +1,226 @@
+"""Video file -> frames, by a child process that can be killed (decoding.py); a check of a set.
+
+Axes: n frames, 3 colours (RGB), H x W pixels.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from s2dlib.data import decoding
+from s2dlib.data.decoding import BUFFER, ClipError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from torch import Tensor
+
+
+TIMEOUT = 60.0  # seconds granted to a file
+FILES = 500  # that a child reads before a new one takes over: what decord leaks stays bounded
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video holds: frames that decode, frames a second (nan: not known), pixels."""
+
+    n_frames: int
+    fps: float
+    height: int
+    width: int
+
+
+def read_frames(
+    path: str | Path,
+    wanted: Sequence[int] | Callable[[int], Sequence[int]] | None = None,
+    short_side: int | None = None,
+    timeout: float = TIMEOUT,
+) -> Tensor:
+    """Frames of a video, decoded forward up to the last wanted one, turned as players turn them.
+
+    Args:
+        path: a video file, or a folder of numbered frames (00001.jpg, ... or .png).
+        wanted: frame indices, in any order; or a function from the frame count to them; None: all.
+        short_side: pixels of the shorter side after resizing; None: as stored.
+        timeout: seconds granted to the file.
+
+    Returns:
+        The wanted frames in the order asked, uint8, channels last in memory. (n, 3, H, W)
+
+    Raises:
+        ClipError: the file cannot be read, is damaged before the last wanted frame, is shorter, or
+            hangs or crashes its reader.
+    """
+    import torch
+    from torchvision.transforms.v2.functional import resize
+
+    reader = _reader()
+    n_total = reader.ask("open", str(path), timeout).n_frames
+    indices = wanted(n_total) if callable(wanted) else wanted
+    indices = list(range(n_total)) if indices is None else [int(i) for i in indices]
+    if len(indices) == 0 or min(indices) < 0:
+        raise ValueError(f"{path}: wanted must be frame indices >= 0, at least one, got {indices}")
+    if max(indices) >= n_total:
+        raise ClipError(path, f"has {n_total} frames, but frame {max(indices)} was asked for")
+    order, out, n = sorted(set(indices)), None, 0
+    for some in reader.frames(order):  # (m, H, W, 3)
+        frames = torch.from_numpy(some).permute(0, 3, 1, 2)
+        frames = resize(frames, [short_side], antialias=True) if short_side else frames
+        if out is None:
+            out = torch.empty((len(order), *frames.shape[-2:], 3), dtype=torch.uint8)
+            out = out.permute(0, 3, 1, 2)  # (n, 3, H, W)
+        out[n : n + len(frames)] = frames
+        n += len(frames)
+    if order == indices:
+        return out
+    return out[[order.index(i) for i in indices]]
+
+
+def probe(path: str | Path, timeout: float = TIMEOUT) -> VideoInfo:
+    """Count the frames of a video by decoding all of them; ClipError where that fails."""
+    return _reader().ask("probe", str(path), timeout)
+
+
+def check_videos(
+    paths: Iterable[str | Path], timeout: float = TIMEOUT, processes: int | None = None
+) -> DataFrame:
+    """Probe every file: what is wrong with it, a hang or a crash too, is a row, no exception.
+
+    Args:
+        paths: the videos.
+        timeout: seconds granted to one file.
+        processes: children at a time; None: one a core.
+
+    Returns:
+        One row a file, in the order given: path, ok, n_frames, fps, height, width, cause.
+    """
+    import pandas as pd
+
+    def row(path: str) -> dict[str, Any]:
+        try:
+            return {"path": path, "ok": True, **asdict(probe(path, timeout)), "cause": ""}
+        except ClipError as error:
+            nothing = asdict(VideoInfo(0, 0.0, 0, 0))
+            return {"path": path, "ok": False, **nothing, "cause": error.cause}
+
+    pool = ThreadPoolExecutor(processes or os.cpu_count() or 1)
+    try:
+        rows = list(pool.map(row, [str(path) for path in paths]))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C ends the threads too, and they their children
+    return pd.DataFrame(rows, columns=["path", "ok", *VideoInfo.__annotations__, "cause"])
+
+
+CHILD = [sys.executable, "-P", decoding.__file__]  # as a script: the package would import torch
+_own = threading.local()  # .reader, this thread's
+
+
+def _reader() -> _Reader:
+    """This thread's reader; a new one after a fork, after a failure, and every FILES files."""
+    reader = getattr(_own, "reader", None)
+    if reader is None or reader.pid != os.getpid() or not reader.idle or reader.n_files >= FILES:
+        if reader is not None:
+            reader.close()
+        _own.reader = reader = _Reader()
+    return reader
+
+
+class _Reader:
+    """A child that decodes, and the memory through which its frames come."""
+
+    def __init__(self) -> None:
+        # Both are without a name, so that they go when the last process that holds them goes.
+        self.memory = _memory()
+        self.map = mmap.mmap(self.memory, os.fstat(self.memory).st_size)
+        self.connection, there = Pipe()
+        fds, self.pid = (there.fileno(), self.memory), os.getpid()
+        quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        arguments = [*CHILD, *map(str, (*fds, self.pid))]
+        self.child = subprocess.Popen(arguments, pass_fds=fds, **quiet)
+        there.close()
+        self.close = weakref.finalize(
+            self, _end, self.child, self.connection, self.memory, self.pid
+        )
+        self.path, self.timeout, self.n_files, self.idle = " ".join(arguments), 120.0, 0, True
+        self.deadline = time.monotonic() + self.timeout
+        try:
+            self._answer()
+        except ClipError as error:
+            raise RuntimeError(f"the reader of videos does not start: {error}") from error
+
+    def ask(self, verb: str, path: str, timeout: float) -> VideoInfo:
+        """What the child finds out by "open" (its count may be too high) or by "probe"."""
+        self.path, self.timeout, self.deadline = path, timeout, time.monotonic() + timeout
+        self.n_files += 1
+        return VideoInfo(*self._answer((verb, path)))
+
+    def frames(self, order: list[int]) -> Iterator[np.ndarray]:
+        """The frames of the open file by ascending index, some at a time. (m, H, W, 3), a view"""
+        n, message = 0, ("frames", order)
+        while n < len(order):
+            start, shape, waits = self._answer(message)
+            self.idle = n + shape[0] == len(order)
+            if start + np.prod(shape) > len(self.map):  # large frames have made it grow
+                self.map = mmap.mmap(self.memory, os.fstat(self.memory).st_size)
+            some = np.frombuffer(self.map, np.uint8, np.prod(shape), start).reshape(shape)
+            yield some
+            n, message = n + shape[0], ("next", None) if waits else None
+
+    def _answer(self, message: tuple | None = None) -> Any:  # noqa: ANN401
+        """What the child says next, perhaps to a message; ClipError when it fails, dies or hangs.
+
+        While the reader is not idle, it is in an unknown state and will not be used again.
+        """
+        self.idle = False
+        try:
+            if message is not None:
+                self.connection.send(message)
+            if not self.connection.poll(max(0.0, self.deadline - time.monotonic())):
+                raise ClipError(self.path, f"no answer within {self.timeout:g} s")
+            answer = self.connection.recv()
+        except (EOFError, OSError) as error:
+            with suppress(subprocess.TimeoutExpired):
+                self.child.wait(timeout=5)
+            code = self.child.returncode
+            how = f"signal {-code}" if code and code < 0 else f"exit status {code}"
+            raise ClipError(self.path, f"the reader died ({how})") from error
+        self.idle = True
+        if isinstance(answer, str):
+            raise ClipError(self.path, answer)
+        return answer
+
+
+def _memory() -> int:
+    """A file descriptor of memory that two processes can share."""
+    if hasattr(os, "memfd_create"):  # Linux; unlike /dev/shm not limited to 64 MB in a container
+        memory = os.memfd_create("frames")
+    else:
+        with tempfile.TemporaryFile() as file:
+            memory = os.dup(file.fileno())
+    os.truncate(memory, 2 * BUFFER)
+    return memory
+
+
+def _end(child: subprocess.Popen, connection: Connection, memory: int, pid: int) -> None:
+    """Close a reader; end its child unless it is another process's, inherited by a fork."""
+    connection.close()
+    os.close(memory)
+    if pid == os.getpid():
+        child.kill()
+        with suppress(subprocess.TimeoutExpired):  # a disk that does not answer holds it
+            child.wait(timeout=5)

@@ -1,0 +1,89 @@
+"""The list of a data set's videos: a CSV path,label,split."""
+
+from __future__ import annotations
+
+import csv as csv_format
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+
+def read_csv(csv: str | Path) -> pd.DataFrame:
+    """Read a data set's list of videos: columns path, label, split, and any others.
+
+    Paths are relative to the file's own folder. Labels that are all integers are class indices,
+    named by a column label_name where there is one; other labels are names, numbered in sorted
+    order over all splits.
+
+    Returns:
+        path (absolute), label (index), split, class_name, and the other columns as text.
+    """
+    if not os.path.isfile(csv):
+        raise FileNotFoundError(
+            f"{os.path.abspath(csv)}: no such file; a data set is a CSV path,label,split, which "
+            "python -m s2dlib.data.annotations makes of what its owner ships; see data/README.md"
+        )
+    try:
+        with open(csv, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a BOM
+            reader = csv_format.DictReader(file, skipinitialspace=True)
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            rows = dict((reader.line_num, row) for row in reader)  # by its last line
+    except (UnicodeDecodeError, csv_format.Error) as error:
+        raise ValueError(f"{csv}: not a CSV file in UTF-8 ({error})") from error
+    if missing := [name for name in ("path", "label", "split") if name not in columns]:
+        raise ValueError(f"{csv}: no column {', '.join(missing)}; the columns are {columns}")
+    if not rows:
+        raise ValueError(f"{csv}: no rows below the header")
+    for line, row in rows.items():
+        if None in row or None in row.values():
+            n_fields = len(columns) + len(row.get(None, ())) - list(row.values()).count(None)
+            raise ValueError(f"{csv}, row {line}: {n_fields} fields, expected {len(columns)}")
+        if empty := [name for name in ("path", "label", "split") if not row[name].strip()]:
+            raise ValueError(f"{csv}, row {line}: {empty[0]} is empty")
+    table = pd.DataFrame(list(rows.values()), index=list(rows), dtype=object)
+    table[["label", "split"]] = table[["label", "split"]].map(str.strip)
+    folder = os.path.abspath(os.path.dirname(csv))
+    table["path"] = [os.path.normpath(os.path.join(folder, path)) for path in table["path"]]
+    if (twice := table["path"].duplicated()).any():
+        line = twice.idxmax()
+        first = (table["path"] == table["path"][line]).idxmax()
+        raise ValueError(f"{csv}, row {line}: {table['path'][line]} is in row {first} already")
+    _number_labels(table, csv)
+    return table.reset_index(drop=True)
+
+
+def _number_labels(table: pd.DataFrame, csv: str | Path) -> None:
+    """Turn the column label into class indices and add class_name. The table's index is the row."""
+    is_index = table["label"].str.fullmatch(r"[+-]?\d+").astype(bool)
+    if "label_name" in table and not is_index.all():
+        line = is_index.idxmin()
+        label = table["label"][line]
+        raise ValueError(f"{csv}, row {line}: with label_name, label is an integer, got {label!r}")
+    if not is_index.all():
+        table["class_name"] = table["label"]
+        table["label"] = np.unique(table["label"].astype(str), return_inverse=True)[1]
+        return
+    table["label"] = table["label"].astype(int)
+    if (table["label"] < 0).any():
+        line = table["label"].idxmin()
+        raise ValueError(f"{csv}, row {line}: label must be >= 0, got {table['label'][line]}")
+    table["class_name"] = table["label"].astype(str)
+    if "label_name" in table:
+        table["class_name"] = table["label_name"].str.strip()
+        for a, b in (("label", "class_name"), ("class_name", "label")):
+            expected = table.groupby(a)[b].transform("first")
+            if (other := expected != table[b]).any():
+                line = other.idxmax()
+                raise ValueError(
+                    f"{csv}, row {line}: {a} {table[a][line]} has {b} {table[b][line]}, "
+                    f"but {expected[line]} in an earlier row"
+                )
+
+
+def class_names(table: pd.DataFrame) -> list[str]:
+    """Names of classes 0..N-1 of a whole table of read_csv; one without a video is named str(n)."""
+    names = dict(zip(table["label"], table["class_name"], strict=True))
+    return [names.get(i, str(i)) for i in range(int(table["label"].max()) + 1)]

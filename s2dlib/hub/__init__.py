@@ -1,0 +1,1 @@
+"""Models shared by folder or hub, without a pickle."""

@@ -1,0 +1,80 @@
+"""The band of a Gaussian: the few inputs around a centre that weigh anything (Eq. 7).
+
+A Gaussian of variance 1 is nothing 5 pixels away. So a detail frame needs 11 raw frames, and of
+those the rows and columns that its window reaches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+REACH = 5  # frames or pixels: the nearest input and 5 on each side; the next weighs 4e-7 of it
+TAPS = 2 * REACH + 1
+
+
+@dataclass
+class Taps:
+    """The band of one axis: weights of the TAPS inputs around each centre, and their slopes."""
+
+    first: Tensor  # the first input. (..., n_out) int64
+    weights: Tensor  # sum to 1; 0 beyond the end of an axis shorter than TAPS. (..., n_out, TAPS)
+    far: Tensor  # offsets of the centre from them. (..., n_out, TAPS)
+
+    @property
+    def slopes(self) -> Tensor:
+        """Of the weights when the centre moves. (..., n_out, TAPS)"""
+        return slopes_of(self.weights, self.far)
+
+
+def log_gaussian(far: Tensor) -> Tensor:
+    """Log of a Gaussian of variance 1, but for its normaliser (Eq. 7). far: offsets p - r. (...,)
+
+    A softmax over it needs no more care: it takes off the largest exponent, which is the nearest
+    input's, before exp. The kernels, which have no row at hand, take it off here
+    (triton_kernels._log_gaussian).
+    """
+    return -0.5 * far**2
+
+
+def band(p: Tensor, n_in: Tensor | int) -> Taps:
+    """The taps around the centres p, moved inside the axis where they would leave it.
+
+    A band that is cut off at the border instead loses most of its weight there, wrong by up to 0.9.
+
+    Args:
+        p: centres, in frames or pixels. (..., n_out)
+        n_in: real length of the axis: one number, or broadcastable to p.
+    """
+    first = _first(p, n_in)  # (..., n_out)
+    r = first[..., None] + torch.arange(TAPS, device=p.device)  # (..., n_out, TAPS)
+    far = p[..., None] - (r + 0.5)
+    beyond = r >= (n_in[..., None] if isinstance(n_in, Tensor) else n_in)
+    weights = log_gaussian(far).masked_fill(beyond, -torch.inf).softmax(dim=-1)
+    return Taps(first, weights, far)
+
+
+def filters(p: Tensor, n_in: int) -> tuple[Tensor, Tensor]:
+    """Weights over a whole axis (Eq. 7), and the offsets p - r. Both (..., n_out, n_in)"""
+    far = p[..., None] - (torch.arange(n_in, device=p.device) + 0.5)
+    return log_gaussian(far).softmax(dim=-1), far
+
+
+def slopes_of(weights: Tensor, far: Tensor) -> Tensor:
+    """Slopes of Gaussian weights when their centres move, far the offsets p - r; both one shape."""
+    return weights * ((weights * far).sum(dim=-1, keepdim=True) - far)
+
+
+def _first(p: Tensor, n_in: Tensor | int) -> Tensor:
+    """The first of the TAPS inputs around each centre, int64; the band is kept inside the axis.
+
+    A centre that is not a number gets the first band: the volume shows it, not a wild address.
+    """
+    first = p.ceil() - 1 - REACH  # input r, which spans r to r + 1, lies at r + 0.5
+    if isinstance(n_in, Tensor):
+        first = torch.minimum(first, (n_in - TAPS).to(p.dtype))
+    else:
+        first = first.clamp(max=n_in - TAPS)
+    return first.clamp(min=0).nan_to_num().long()

@@ -1,0 +1,290 @@
+"""Settings of the paper and of this project: model, data and recipes by name; Table 2.
+
+An ablation, a preset and a baseline are values here, never copies of a model or of a notebook.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from s2dlib.config import DataConfig, ModelConfig, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A setting of the paper, or of this project: model, data, and training recipes by name."""
+
+    model: ModelConfig
+    data: DataConfig
+    recipes: dict[str, TrainConfig]
+
+
+# Table 2: 11 rows, but 8 different models (docs/decisions.md, D11).
+VARIANTS: dict[str, dict[str, Any]] = {
+    "a0": {},  # the full model
+    "a1": {"dnet": None},  # SNet alone
+    "a2": {"snet": None, "sample_time": False, "sample_space": False, "fuse_context": False},
+    "b1": {"sample_time": False, "sample_space": False, "fuse_context": False},
+    "b2": {"fuse_context": False},
+    "b3": {"sample_time": False, "sample_space": False},
+    "c2": {"sample_time": False},  # space only
+    "c3": {"sample_space": False},  # time only
+}
+SAME_RUN = {"b0": "a0", "c0": "a0", "c1": "b3"}
+
+
+def variant_of(config: ModelConfig, variant: str) -> ModelConfig:
+    """The model of one row of Table 2.
+
+    Raises:
+        ValueError: no such row.
+    """
+    row = SAME_RUN.get(variant, variant)
+    if row not in VARIANTS:
+        rows = ", ".join(sorted({*VARIANTS, *SAME_RUN}))
+        raise ValueError(f"no row {variant!r} in Table 2; the rows are {rows}")
+    return replace(config, **VARIANTS[row])
+
+
+def with_networks_of(preset: Preset, model: ModelConfig, data: DataConfig) -> Preset:
+    """A preset that goes on from a trained model: its networks and the clips they are used to.
+
+    Recipes, files, k, mirroring and test crops stay the preset's.
+
+    Args:
+        model, data: of the trained model (S2DNet.config, S2DNet.data).
+    """
+    names = ("n_frames", "frame_stride", "short_side", "crop", "scales", "gray")
+    clips = replace(preset.data, **{name: getattr(data, name) for name in names})
+    own = {"n_classes": preset.model.n_classes, "k": preset.model.k}
+    return replace(preset, model=replace(model, **own), data=clips)
+
+
+def override(preset: Preset, recipe: str, changes: dict[str, Any]) -> Preset:
+    """A preset with fields changed by name, whichever of model, data or training holds each.
+
+    Args:
+        preset: where to start.
+        recipe: the recipe that is changed, the only one that the result keeps.
+        changes: field -> value.
+
+    Raises:
+        ValueError: no such recipe, or no such field.
+    """
+    if recipe not in preset.recipes:
+        raise ValueError(f"no recipe {recipe!r} here; there are {', '.join(preset.recipes)}")
+    parts = {"model": preset.model, "data": preset.data, "train": preset.recipes[recipe]}
+    left = dict(changes)
+    for part, config in parts.items():
+        names = {f.name for f in fields(config)} & left.keys()
+        parts[part] = replace(config, **{name: left.pop(name) for name in names})
+    if left:
+        known = sorted(f.name for config in parts.values() for f in fields(config))
+        raise ValueError(f"no fields {sorted(left)} in model, data or training; there are {known}")
+    return Preset(model=parts["model"], data=parts["data"], recipes={recipe: parts["train"]})
+
+
+def to_dict(preset: Preset) -> dict[str, Any]:
+    """Plain values for a run's config.json."""
+    return asdict(preset)
+
+
+_SYNTHETIC_MODEL = ModelConfig(
+    n_classes=20,
+    snet="tiny-s",
+    dnet="tiny-d",
+    synopsis_size=(8, 16, 16),
+    detail_size=(8, 20, 20),
+    context_dim=64,
+    theta_dim=24,
+    theta_head="attention",
+    frozen_space="full",
+    frozen_zoom=(1.0, 0.7),  # a centre crop, as the paper's; it leaves the strip to SNet
+    dropout=0.2,
+)
+_SYNTHETIC_DATA = DataConfig(
+    csv="data/synthetic/synthetic.csv",
+    n_frames=48,
+    frame_stride=1,
+    min_frames=48,
+    short_side=72,
+    crop=64,
+    scales=(64 / 72,),
+    flip=False,
+    gray=True,
+    cache="data/synthetic/cache",
+)
+# The authors' release: from trained networks, theta frozen and then free at a tenth of the rate,
+# plain cross entropy with label smoothing. Its model: theta_head="fc", detach_theta=True. Stage two
+# starts from both networks of stage one (snet_from, dnet_from).
+_AUTHORS = TrainConfig(
+    optimizer="sgd", weight_decay=1e-3, lr_fc=5.0, lr_bias=2.0, final_lr=0.01, masked=False,
+    label_smoothing=0.1,
+)  # fmt: skip
+_SYNTHETIC_RECIPES = {
+    # SNet alone: the start of every row.
+    "snet": TrainConfig(epochs=20, lr=3e-3, eval_every=5),
+    # DNet alone, on large and centred details; then on the same at any zoom.
+    "closeups": TrainConfig(epochs=12, lr=3e-3, eval_every=4),
+    "zoom": TrainConfig(epochs=16, lr=3e-3, theta="random", eval_every=4),
+    # All together, in one stage.
+    "joint": TrainConfig(epochs=12, lr=2e-3, lr_theta=4e-3, hold_zoom=5, eval_every=2),
+    # The ceiling: DNet looks at the detail itself.
+    "truth": TrainConfig(epochs=12, lr=2e-3, lr_theta=4e-3, theta="truth", eval_every=2),
+    # The paper's words: from scratch, in one stage, about as long as all stages above.
+    "paper": TrainConfig(epochs=30, lr=2e-3, lr_theta=2e-3, eval_every=3),
+    # The release in small: its two stages in the proportion of 40 and 80 epochs.
+    "authors-1": replace(
+        _AUTHORS, epochs=7, lr=2e-2, lr_theta=2e-3, theta="frozen", eval_every=7
+    ),
+    "authors-2": replace(_AUTHORS, epochs=13, lr=2e-3, lr_theta=2e-4, eval_every=2),
+}  # fmt: skip
+# For days on GPUs: a kill costs some minutes, and the loader has processes of its own.
+_LONG = {"workers": 8, "checkpoint_steps": 500}
+# The paper's words: end to end, from scratch, in one stage.
+_ALONE_RECIPES = {"paper": TrainConfig(lr_batch=32, **_LONG)}
+_PAPER_RECIPES = _ALONE_RECIPES | {
+    # The release: rates per clip of the batch, warm-up of 5 epochs in each stage.
+    "authors-1": replace(
+        _AUTHORS, epochs=40, lr=1e-5, lr_theta=1e-6, lr_batch=1, warmup_epochs=5, theta="frozen",
+        **_LONG,
+    ),
+    "authors-2": replace(
+        _AUTHORS, epochs=80, lr=1e-6, lr_theta=1e-7, lr_batch=1, warmup_epochs=5, **_LONG,
+    ),
+}  # fmt: skip
+_X3D_S_M = ModelConfig(
+    n_classes=400,
+    snet="x3d-s",
+    dnet="x3d-m",
+    synopsis_size=(16, 224, 224),
+    detail_size=(16, 144, 144),
+)
+_SS_EFFICIENT = ModelConfig(n_classes=174, synopsis_size=(8, 144, 144), detail_size=(12, 144, 144))
+_KINETICS = DataConfig(csv="data/kinetics400/kinetics400.csv", test_crops=3)  # Sec. 4.1
+_SSV2 = DataConfig(csv="data/ssv2/ssv2.csv", n_frames=85, flip=False)
+PRESETS: dict[str, Preset] = {
+    # The built-in videos, a row in two or three minutes on one core.
+    "synthetic": Preset(
+        model=_SYNTHETIC_MODEL,
+        data=_SYNTHETIC_DATA,
+        recipes=_SYNTHETIC_RECIPES,
+    ),
+    # The same with glyphs elsewhere that mean nothing.
+    "synthetic-distractors": Preset(
+        model=_SYNTHETIC_MODEL,
+        data=replace(
+            _SYNTHETIC_DATA,
+            csv="data/synthetic-distractors/synthetic-distractors.csv",
+            cache="data/synthetic-distractors/cache",
+        ),
+        recipes=_SYNTHETIC_RECIPES,
+    ),
+    # The same in colour and at the paper's sizes, with its TSM networks: a row in minutes on a GPU.
+    "synthetic-large": Preset(
+        model=ModelConfig(
+            n_classes=20,
+            theta_head="attention",
+            frozen_space="full",
+            frozen_zoom=(1.0, 0.7),
+            dropout=0.2,
+        ),
+        data=DataConfig(
+            csv="data/synthetic-large/synthetic-large.csv",
+            n_frames=96,
+            frame_stride=1,
+            min_frames=96,
+            scales=(224 / 256,),
+            flip=False,
+        ),
+        recipes={
+            name: replace(recipe, lr=recipe.lr / 4, lr_theta=recipe.lr_theta / 4, workers=14)
+            for name, recipe in _SYNTHETIC_RECIPES.items()
+        },
+    ),
+    # Table 2 and Table 3a: top-1 74.7, 18.0 G multiply-adds in the paper.
+    "mini-kinetics": Preset(
+        model=ModelConfig(n_classes=200),
+        data=DataConfig(csv="data/mini-kinetics/mini-kinetics.csv"),
+        recipes=_PAPER_RECIPES,
+    ),
+    # Table 1, Kinetics-400: top-1 78.0, 5.4 G a view (of 3). Counted: 7.9 G
+    "kinetics400-x3d-s-m": Preset(model=_X3D_S_M, data=_KINETICS, recipes=_PAPER_RECIPES),
+    # Table 1, Kinetics-400: top-1 80.6, 39 G a view (of 3). Counted: 13.7 G
+    "kinetics400-x3d-s-xl": Preset(
+        model=replace(_X3D_S_M, dnet="x3d-xl"), data=_KINETICS, recipes=_PAPER_RECIPES
+    ),
+    # Table 1 and Table 4, Something-Something V2: top-1 66.4, 35 G. Counted: 36.6 G
+    "ssv2": Preset(
+        model=ModelConfig(n_classes=174, synopsis_size=(16, 224, 224), detail_size=(16, 144, 144)),
+        data=_SSV2,
+        recipes=_PAPER_RECIPES,
+    ),
+    # Table 3b, Something-Something V2: top-1 62.5, 22 G. Counted: 24.8 G
+    "ssv2-efficient": Preset(
+        model=_SS_EFFICIENT,
+        data=_SSV2,
+        recipes=_PAPER_RECIPES,
+    ),
+    # Table 3b, Something-Something V1: top-1 49.7, 22 G. The model of ssv2-efficient.
+    "ssv1": Preset(
+        model=_SS_EFFICIENT,
+        data=replace(_SSV2, csv="data/ssv1/ssv1.csv"),
+        recipes=_PAPER_RECIPES,
+    ),
+    # Single networks, their frames sampled uniformly. Table 4, TSM: top-1 63.4, 66 G, 24.3 M.
+    "tsm-r50": Preset(
+        model=ModelConfig(n_classes=174, snet="resnet50", dnet=None, synopsis_size=(16, 224, 224)),
+        data=_SSV2,
+        recipes=_ALONE_RECIPES,
+    ),
+    # Table 1 and Table 4, TDN-R50: top-1 65.3, 72 G. Counted: 71.3 G
+    "tdn-r50": Preset(  # 16 segments of 5 frames, almost one after another in a clip of 85
+        model=ModelConfig(n_classes=174, snet="tdn-r50", dnet=None, synopsis_size=(80, 224, 224)),
+        data=_SSV2,
+        recipes=_PAPER_RECIPES,
+    ),
+    # The paper's SNet on Mini-Kinetics (Table 2a, a1): top-1 68.6, 2.2 G.
+    "tsm-mn2": Preset(
+        model=ModelConfig(n_classes=200, dnet=None),
+        data=DataConfig(csv="data/mini-kinetics/mini-kinetics.csv"),
+        recipes=_ALONE_RECIPES,
+    ),
+    # X3D at the sizes of its own paper (there 10 clips and 3 crops): top-1 73.3, 76.0, 79.1.
+    "x3d-s": Preset(
+        model=ModelConfig(n_classes=400, snet="x3d-s", dnet=None, synopsis_size=(13, 160, 160)),
+        data=_KINETICS,
+        recipes=_ALONE_RECIPES,
+    ),
+    "x3d-m": Preset(  # Table 1: 6.2 G
+        model=ModelConfig(n_classes=400, snet="x3d-m", dnet=None, synopsis_size=(16, 256, 256)),
+        data=replace(_KINETICS, short_side=292, crop=256),
+        recipes=_ALONE_RECIPES,
+    ),
+    "x3d-xl": Preset(  # Table 1: 48 G
+        model=ModelConfig(n_classes=400, snet="x3d-xl", dnet=None, synopsis_size=(16, 312, 312)),
+        data=replace(_KINETICS, short_side=356, crop=312),
+        recipes=_ALONE_RECIPES,
+    ),
+    # Videos of one's own, by a CSV: MobileNetV2 in both networks, fine-tuned on a CPU if need be.
+    "videos": Preset(
+        model=ModelConfig(
+            n_classes=10,
+            dnet="mobilenet_v2",
+            synopsis_size=(8, 80, 80),
+            detail_size=(12, 96, 96),
+            theta_head="attention",
+            frozen_space="full",
+        ),
+        data=DataConfig(
+            csv="data/videos/videos.csv",
+            n_frames=108,
+            short_side=144,
+            crop=128,
+            scales=(128 / 144,),
+            cache="data/videos/cache",
+        ),
+        recipes={"joint": TrainConfig(epochs=15, batch_size=8, lr=5e-4, lr_theta=1e-3)},
+    ),
+}

@@ -1,0 +1,297 @@
+"""Figures: frame strips, filters, where the details lie in time and space, Fig. 4 (Sec. 4.6).
+
+Each function draws on the Axes it is given and returns them. A theta here is one clip's:
+out.theta.map(lambda v: v[i]). Frame r of a clip, and pixel r of a frame, span r to r + 1.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from torch import Tensor
+
+from s2dlib.model import Output
+from s2dlib.sampler import Theta, grid_centres, uniform_times
+
+BLUE, ORANGE, GREEN, RED = sns.color_palette("colorblind")[:4]
+FONT = 9  # points; nothing is smaller than 8
+GAP = 0.06  # between the frames of a strip, in frame widths
+
+
+def frame_strip(
+    ax: Axes,
+    frames: Tensor,
+    indices: Sequence[int] | None = None,
+    title: str = "",
+    labels: Sequence[str] | None = None,
+) -> Axes:
+    """Frames side by side.
+
+    Args:
+        frames: uint8, or float in [0, 1]; one channel is gray. (C, T, H, W)
+        indices: the frames shown; None: all.
+        labels: a word below each; None: its index.
+    """
+    indices = range(frames.shape[1]) if indices is None else indices
+    images = [_image(frames[:, i]) for i in indices]
+    H, W = images[0].shape[:2]
+    step = W * (1 + GAP)
+    for n, image in enumerate(images):
+        ax.imshow(image, extent=(n * step, n * step + W, H, 0))
+    ax.set(xlim=(0, (len(images) - 1) * step + W), ylim=(H, 0))
+    names = [str(i) for i in indices] if labels is None else labels
+    ax.set_xticks([n * step + W / 2 for n in range(len(images))], names, fontsize=FONT)
+    return _bare(ax, title)
+
+
+def filter_bank(ax: Axes, G: Tensor, axis: str) -> Axes:
+    """The weights of a bank of filters, a row an output (Eq. 7).
+
+    Args:
+        G: one bank. (n_out, n_in)
+        axis: what it filters, for the labels: "frame", "row", "column".
+    """
+    n_out, n_in = G.shape
+    image = ax.imshow(
+        G.detach().cpu().numpy(), cmap="viridis", aspect="auto", extent=(0, n_in, n_out, 0), vmin=0
+    )
+    ax.set_xlabel(f"raw {axis}", fontsize=FONT)
+    ax.set_ylabel(f"detail {axis}", fontsize=FONT)
+    ax.tick_params(labelsize=FONT)
+    ax.grid(False)
+    bar = ax.figure.colorbar(image, ax=ax)
+    bar.set_label("weight", fontsize=FONT)
+    bar.ax.tick_params(labelsize=FONT)
+    return ax
+
+
+def time_ticks(
+    ax: Axes,
+    theta: Theta,
+    T: int,
+    T_S: int,
+    T_D: int,
+    seconds: float | None = None,
+    truth: tuple[float, float] | None = None,
+) -> Axes:
+    """Where SNet's uniform frames and DNet's detail frames lie over the clip.
+
+    Args:
+        T: raw frames of the clip.
+        seconds: of one raw frame, frame_stride / fps; None: the axis counts frames.
+        truth: where the detail is known to be, shaded; first frame and end, in raw frames.
+    """
+    unit = seconds or 1.0
+    uniform = _uniform_times(T, T_S) * unit
+    detail = _detail_times(theta, T, T_D).numpy() * unit
+    ax.axvspan(0, T * unit, color="0.93", zorder=0)
+    if truth is not None:
+        ax.axvspan(truth[0] * unit, truth[1] * unit, color=GREEN, alpha=0.35, lw=0, zorder=1)
+        middle = (truth[0] + truth[1]) / 2 * unit
+        ax.text(middle, 1.62, "true detail", color=GREEN, ha="center", va="bottom", fontsize=FONT)
+    ax.eventplot([uniform, detail], lineoffsets=[1, 0], linelengths=0.7, colors=["0.35", BLUE])
+    first, last = min(0, detail.min()), max(T * unit, detail.max())
+    margin = 0.01 * (last - first)
+    ax.set(xlim=(first - margin, last + margin), ylim=(-0.6, 1.6))
+    ax.set_yticks([1, 0], ["uniform", "detail"], fontsize=FONT)
+    label = "raw frame of the clip" if seconds is None else "time in the clip (s)"
+    ax.set_xlabel(label, fontsize=FONT)
+    ax.tick_params(axis="x", labelsize=FONT)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False)
+    return ax
+
+
+def boxes(ax: Axes, frame: Tensor, theta: Theta, z: int, size: tuple[int, int, int]) -> Axes:
+    """The box that detail frame z covers, on a raw frame.
+
+    Args:
+        frame: uint8, or float in [0, 1]. (C, H, W)
+        z: the detail frame, from 0.
+        size: (T_D, H_D, W_D)
+    """
+    (H, W), (_, H_D, W_D) = frame.shape[-2:], size
+    height, width = H_D * theta.delta_y[z].item(), W_D * theta.delta_x[z].item()
+    top, left = theta.mu_y[z].item() * H - height / 2, theta.mu_x[z].item() * W - width / 2
+    ax.imshow(_image(frame), extent=(0, W, H, 0))
+    for colour, line in (("white", 3.5), (BLUE, 2)):  # a white rim: seen on any picture
+        ax.add_patch(Rectangle((left, top), width, height, fill=False, ec=colour, lw=line))
+    ax.set(xlim=(0, W), ylim=(H, 0), xticks=[])
+    return _bare(ax, "")
+
+
+def true_square(ax: Axes, y: float, x: float, side: float) -> Axes:
+    """Where the detail is known to be, on a raw frame that boxes has drawn.
+
+    Args:
+        y, x: of its centre, raw pixels.
+        side: raw pixels.
+    """
+    for colour, line in (("white", 3.5), (GREEN, 2)):  # a white rim, as of the boxes
+        corner = (x - side / 2, y - side / 2)
+        ax.add_patch(Rectangle(corner, side, side, fill=False, ec=colour, lw=line))
+    return ax
+
+
+def topk_bars(
+    ax: Axes, names: Sequence[str], p_before: Tensor, p_after: Tensor, label: int | None, k: int = 5
+) -> Axes:
+    """SNet's k likeliest actions, before and after DNet; the true one in red, as in Fig. 1.
+
+    A true action that SNet left out of its top k is added below them.
+
+    Args:
+        p_before: p of SNet. (N,)
+        p_after: p-hat * s. (N,)
+        label: the true action; None: it is not known.
+    """
+    shown = p_before.topk(min(k, len(p_before))).indices.tolist()
+    shown += [] if label in shown or label is None else [label]
+    for y, n in enumerate(shown):
+        colour = RED if n == label else BLUE
+        for p, offset, alpha in ((p_before[n], -0.2, 0.4), (p_after[n], 0.2, 1.0)):
+            ax.barh(y + offset, float(p), height=0.38, color=colour, alpha=alpha, lw=0)
+            ax.text(float(p) + 0.01, y + offset, f"{p:.2f}", va="center", fontsize=8)
+    words = [textwrap.shorten(names[n], 42, placeholder=" …") for n in shown]
+    if label is not None:
+        words[shown.index(label)] += " (true)"
+    ax.set_yticks(range(len(shown)), [textwrap.fill(w, 28) for w in words], fontsize=FONT)
+    if label is not None:
+        ax.get_yticklabels()[shown.index(label)].set_color(RED)
+    ax.set(xlim=(0, 1.12), xticks=[0, 0.5, 1], ylim=(len(shown) - 0.5, -0.5))
+    ax.set_xlabel("probability", fontsize=FONT)
+    ax.tick_params(axis="x", labelsize=FONT)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False)
+    ax.spines[["top", "right"]].set_visible(False)
+    keys = [Patch(fc="0.3", alpha=0.4, label="before: SNet"), Patch(fc="0.3", label="after: DNet")]
+    ax.legend(
+        handles=keys, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), frameon=False
+    )
+    return ax
+
+
+def theta_text(theta: Theta) -> str:
+    """The six parameters in numbers; those of space as mean and range over the detail frames."""
+
+    def space(values: Tensor, digits: int) -> str:
+        mean, low, high = (f"{float(v):.{digits}f}" for v in (values.mean(), *values.aminmax()))
+        return mean if low == high else f"{mean} ({low} to {high})"
+
+    return (
+        f"time: μ_t {theta.mu_t.item():.2f} of the clip, δ_t {theta.delta_t.item():.1f} frames\n"
+        f"rows: μ_y {space(theta.mu_y, 2)}, δ_y {space(theta.delta_y, 1)} px\n"
+        f"columns: μ_x {space(theta.mu_x, 2)}, δ_x {space(theta.delta_x, 1)} px"
+    )
+
+
+def figure4(
+    frames: Tensor,
+    out: Output,
+    class_names: Sequence[str],
+    label: int | None,
+    *,
+    i: int = 0,
+    seconds: float | None = None,
+    truth: tuple[float, float] | None = None,
+    square: tuple[float, float, float] | None = None,
+) -> Figure:
+    """Fig. 4 for one clip: what SNet sees, where DNet looks and what it sees, and the verdicts.
+
+    Args:
+        frames: raw frames I of the clip without padding. (C, T, H, W)
+        out: the model's output for a batch that holds the clip.
+        label: the true class; None: it is not known.
+        i: the clip's place in the batch.
+        seconds: of one raw frame, frame_stride / fps; None: times are counted in frames.
+        truth: where the detail is known to be: first frame and end, in raw frames.
+        square: the same in space, drawn on the raw frames between these: y, x, side of true_square.
+    """
+    if out.theta is None or out.logits is None:
+        raise ValueError("Fig. 4 needs SNet and DNet: no picture for rows a1 and a2 of Table 2")
+    scale = 1.0 if frames.is_floating_point() else 255.0
+    synopsis, detail = (
+        v[i].detach().cpu().float() / scale for v in (out.synopsis_frames, out.detail_volume)
+    )  # (C, T_S, H_S, W_S), (C, T_D, H_D, W_D)
+    theta = out.theta.map(lambda v: v[i].detach().cpu().float())
+    (T, H, W), (T_S, H_S, W_S), (T_D, H_D, W_D) = (v.shape[1:] for v in (frames, synopsis, detail))
+    n = min(8, T_S, T_D)  # columns
+    at_S, at_D = (torch.linspace(0, last - 1, n).round().int().tolist() for last in (T_S, T_D))
+    times = _detail_times(theta, T, T_D)  # (T_D,)
+    stamps = [  # below the frames of either strip
+        [f"{float(t) * seconds:.2f} s" if seconds else f"frame {int(t)}" for t in row]
+        for row in (_uniform_times(T, T_S)[at_S], times[at_D].clamp(0, T - 1))  # beyond: the border
+    ]
+
+    width = 10.0  # inches
+    column = 0.96 * width / (n + (n - 1) * GAP)
+    heights = [column * H_S / W_S, column * H / W, column * H_D / W_D, 1.9]
+    spaces = [0.85, 0.5, 0.28, 0.75, 0.5]  # above each row, and below the last; inches
+    figure = plt.figure(figsize=(width, sum(heights) + sum(spaces)))
+    total, bottoms, top = figure.get_figheight(), [], 0.0
+    for height, space in zip(heights, spaces, strict=False):
+        top += space + height
+        bottoms.append(1 - top / total)
+
+    def place(row: int, left: float, right: float, height: float | None = None) -> Axes:
+        extent = (heights[row] if height is None else height) / total
+        return figure.add_axes(
+            (left, bottoms[row] + heights[row] / total - extent, right - left, extent)
+        )
+
+    title = f"What SNet sees: uniform frames, {W_S} x {H_S}"
+    frame_strip(place(0, 0.02, 0.98), synopsis, at_S, title, stamps[0])
+    for x, z in enumerate(at_D):
+        left = 0.02 + x * column * (1 + GAP) / width
+        raw = int(times[z].clamp(0, T - 1))
+        ax = boxes(place(1, left, left + column / width), frames[:, raw], theta, z, (T_D, H_D, W_D))
+        if square is not None and truth is not None and truth[0] <= times[z] <= truth[1]:
+            true_square(ax, *square)
+        if x == 0:
+            _bare(ax, f"Where DNet looks: boxes on the raw frames, {W} x {H}")
+    title = f"What DNet sees: details, {W_D} x {H_D}"
+    frame_strip(place(2, 0.02, 0.98), detail, at_D, title, stamps[1])
+    ax = time_ticks(place(3, 0.085, 0.5, 0.75), theta, T, T_S, T_D, seconds, truth)
+    words = {"transform": ax.transAxes, "va": "top", "fontsize": FONT, "linespacing": 1.5}
+    ax.text(0, -0.75, theta_text(theta), words)
+    p, p_hat = out.logits[i].detach().cpu().float().softmax(0), out.scores[i].detach().cpu().float()
+    k = int(out.topk_mask[i].sum())
+    topk_bars(place(3, 0.71, 0.97), class_names, p, p_hat, label, k)
+    title = f"SNet: {class_names[int(p.argmax())]}; S2DNet: {class_names[int(p_hat.argmax())]}"
+    title = title if label is None else f"true: {class_names[label]}; {title}"
+    figure.text(0.02, 1 - 0.15 / total, textwrap.fill(title, 120), fontsize=FONT + 2, va="top")
+    return figure
+
+
+def _detail_times(theta: Theta, T: int, T_D: int) -> Tensor:
+    """p_t, where each detail frame is centred, in raw frames. (T_D,)"""
+    return grid_centres(theta.mu_t.detach().cpu(), theta.delta_t.detach().cpu(), T_D, T)
+
+
+def _uniform_times(T: int, T_S: int) -> np.ndarray:
+    """Middles of the raw frames that the synopsis sampler takes. (T_S,)"""
+    return uniform_times(torch.tensor([T]), T_S)[0].numpy() + 0.5
+
+
+def _image(frame: Tensor) -> np.ndarray:
+    """(C, H, W), C 1 or 3 -> (H, W, 3), as imshow wants it."""
+    image = frame.detach().cpu().expand(3, -1, -1).permute(1, 2, 0)  # (H, W, 3)
+    return (image.clamp(0, 1) if image.is_floating_point() else image).numpy()
+
+
+def _bare(ax: Axes, title: str) -> Axes:
+    """Pictures: no frame, no grid, no vertical ticks; the title at the left."""
+    ax.set_yticks([])
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, loc="left", fontsize=FONT + 1)
+    return ax

@@ -1,0 +1,249 @@
+"""All records as tables: our rows beside the paper's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from s2dlib.presets import SAME_RUN
+from s2dlib.report.records import _write
+
+MARKS = {  # what is on in each row of Table 2 (the paper's tick marks)
+    **{"a1": "SNet", "a2": "DNet", "a0": "SNet, DNet"},
+    **{"b1": "neither", "b2": "sample", "b3": "fuse", "b0": "sample, fuse"},
+    **{"c1": "neither", "c2": "space", "c3": "time", "c0": "space, time"},
+}
+PAPER = ["top1", "top5", "gflops"]
+COMPARISONS = {  # what the text concludes from Table 2 (Sec. 4.3): better row, other row, by what
+    ("a0", "a1"): "DNet added to SNet",
+    ("a0", "a2"): "SNet added to DNet",
+    ("b2", "b1"): "sampling, without fusion",
+    ("b3", "b1"): "fusion, without sampling",
+    ("b0", "b2"): "fusion added to sampling",
+    ("b0", "b3"): "sampling added to fusion",
+    ("c2", "c1"): "sampling in space alone",
+    ("c3", "c1"): "sampling in time alone",
+    ("c0", "c2"): "time added to space",
+    ("c0", "c3"): "space added to time",
+}
+CONTROLS = {  # words -> a metric of the full model's runs, or a trial (Snakefile)
+    "learned theta (a0)": "a0",
+    "the mean theta of all clips": "top1_mean",
+    "another clip's theta": "top1_shuffled",
+    "the uniform grid": "top1_uniform",
+    "the true centre, own strides": "top1_truth",
+    "trained with the best constant window": "constant",
+    "trained with the truth": "truth",
+}
+PARTS = {  # words -> the trial that changes one thing about the full model (Snakefile)
+    "the full model (a0)": "a0",
+    "linear filters (Sec. 3.2)": "linear",
+    "theta head of the paper, by FC layers": "fc",
+    "no gradient from theta into SNet": "detached",
+    "DNet has seen whole frames only": "nozoom",
+    "DNet starts from nothing": "noclose",
+    "the paper's words: from scratch, one stage, FC head": "paper",
+    "the release: two stages, FC head, its loss": "authors",
+    "alpha = 0.01 (0.1)": "alpha-0.01",
+    "alpha = 1 (0.1)": "alpha-1",
+    "k = 2 (5)": "k-2",
+    "k = 10 (5)": "k-10",
+    "C_m = 16 (64)": "context-16",
+    "C_m = 256 (64)": "context-256",
+}
+OURS = {  # table and row of the paper -> the preset that is that row
+    ("1-k400", "S2DNet X3D-S/X3D-M"): "kinetics400-x3d-s-m",
+    ("1-k400", "S2DNet X3D-S/X3D-XL"): "kinetics400-x3d-s-xl",
+    ("1-ssv2", "S2DNet MN2/R50"): "ssv2",
+    ("3a", "S2DNet MN2/R50"): "mini-kinetics",
+    ("3b-v1", "S2DNet MN2/R50"): "ssv1",
+    ("3b-v2", "S2DNet MN2/R50"): "ssv2-efficient",
+    ("4", "S2DNet MN2/R50"): "ssv2",
+    ("1-k400", "X3D X3D-M"): "x3d-m",
+    ("1-k400", "X3D X3D-XL"): "x3d-xl",
+    ("1-ssv2", "TSM R50"): "tsm-r50",
+    ("1-ssv2", "TDN R50"): "tdn-r50",
+    ("4", "TSM R50"): "tsm-r50",
+    ("4", "TDN R50"): "tdn-r50",
+}
+
+
+def paper_table(path: str | Path) -> pd.DataFrame:
+    """The paper's Tables 1-4, a line a row of a table: columns table, row, then one a metric."""
+    long = pd.read_csv(path, dtype=str)
+    wide = long.pivot(index=["table", "row"], columns="metric", values="value")
+    order = pd.MultiIndex.from_frame(long[["table", "row"]].drop_duplicates())
+    wide = wide.reindex(index=order, columns=long["metric"].unique()).reset_index()
+    for name in set(wide.columns) - {"table", "row", "backbone", "frames", "reproduced"}:
+        wide[name] = pd.to_numeric(wide[name])
+    return wide.rename_axis(columns=None)
+
+
+def table2(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.DataFrame:
+    """All 11 rows of Table 2, ours (mean and sample sd over seeds) beside the paper's.
+
+    Rows that are one model share its runs (SAME_RUN). What was not measured stays missing.
+
+    Args:
+        records: from read_records.
+        paper: from paper_table.
+    """
+    done = _rows_of(records, preset)
+    rows = []
+    for row, marks in MARKS.items():
+        ours = done[done["variant"] == SAME_RUN.get(row, row)]
+        theirs = paper[(paper["table"] == f"2{row[0]}") & (paper["row"] == row)].iloc[0]
+        measured = {
+            "top1": ours["top1"].mean(),
+            "sd": ours["top1"].std(),  # missing for one seed
+            "n_seeds": len(ours),
+            "top5": ours["top5"].mean(),
+            "gmacs": ours["gmacs"].mean(),
+        }
+        rows.append({"row": row, "on": marks} | measured | {f"paper_{m}": theirs[m] for m in PAPER})
+    return pd.DataFrame(rows)
+
+
+def comparisons(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.DataFrame:
+    """What the paper concludes from Table 2, and whether our rows agree.
+
+    Args: as in table2.
+
+    Returns:
+        rows, what is compared, the difference in top-1 (ours, the half-width of its 95 % interval
+        over seeds, the number of seeds, the paper's), and whether ours has the paper's sign: yes,
+        no, or missing.
+    """
+    done = _rows_of(records, preset).set_index(["variant", "seed"])["top1"]
+    theirs, lines = paper.drop_duplicates("row").set_index("row")["top1"], []
+    for (better, other), what in COMPARISONS.items():
+        pair = [SAME_RUN.get(row, row) for row in (better, other)]
+        line = {"rows": f"{better} - {other}", "what": what} | difference(
+            *(done[row] if row in done.index else done[:0].droplevel(0) for row in pair)
+        )
+        line["paper"] = theirs[better] - theirs[other]
+        holds = None if pd.isna(line["ours"]) else line["ours"] * line["paper"] > 0
+        lines.append(line | {"holds": {None: None, True: "yes", False: "no"}[holds]})
+    return pd.DataFrame(lines)
+
+
+def difference(ours: pd.Series, other: pd.Series) -> dict[str, float]:
+    """Mean difference of two kinds of runs over the seeds that both have, and its 95 % interval.
+
+    Runs of one seed start from the same networks, so they are compared in pairs (Student's t).
+
+    Args:
+        ours, other: top-1 by seed.
+
+    Returns:
+        ours (points; missing without a common seed), interval (half-width; missing for one seed),
+        n_seeds.
+    """
+    pairs = (ours - other).dropna()
+    n = len(pairs)
+    half = stats.t.ppf(0.975, n - 1) * pairs.std() / n**0.5 if n > 1 else float("nan")
+    return {"ours": pairs.mean(), "interval": half, "n_seeds": n}
+
+
+def against_full_model(
+    records: pd.DataFrame, preset: str, kinds: dict[str, str], metrics: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Runs with one thing changed, and exchanged thetas, beside the full model (a0) of each seed.
+
+    Args:
+        records: from read_records.
+        kinds: words for a line -> its trial, the middle of the runs' name <preset>-<trial>-<seed>;
+            or a control, a metric top1_... of the full model's own runs.
+        metrics: other numbers of the records to show, means over seeds.
+
+    Returns:
+        A line a kind: top1 (mean), sd, n_seeds, a0_minus (the full model's top-1 less this one's,
+        on the seeds that both have), interval (half-width of its 95 % interval), and metrics. What
+        was not measured stays missing.
+    """
+    done = records[(records["preset"] == preset) & records["complete"].astype(bool)]
+    done = done[done["test_split"] == "test"]
+    trial = done["run"].str.removeprefix(f"{preset}-").str.replace(r"-\d+$", "", regex=True)
+    full, lines = done[trial == "a0"].set_index("seed"), []
+    for words, kind in kinds.items():
+        runs = full if kind.startswith("top1_") else done[trial == kind].set_index("seed")
+        top1 = runs.get(kind if kind.startswith("top1_") else "top1", pd.Series(dtype=float))
+        less = difference(full["top1"], top1)
+        line = {"what": words, "top1": top1.mean(), "sd": top1.std(), "n_seeds": top1.count()}
+        line |= {"a0_minus": less["ours"], "interval": less["interval"]}
+        lines.append(line | {name: runs[name].mean() for name in metrics if name in runs})
+    return pd.DataFrame(lines)
+
+
+def _rows_of(records: pd.DataFrame, preset: str) -> pd.DataFrame:
+    """The complete runs of a preset, one a row and seed, all tested on the same clips."""
+    done = records[(records["preset"] == preset) & records["complete"].astype(bool)]
+    repeated = done[done.duplicated(["variant", "seed"], keep=False)]
+    if len(repeated):
+        raise ValueError(f"one seed measured twice, keep one: {', '.join(repeated['run'])}")
+    if len(done[["data", "n_clips"]].drop_duplicates()) > 1:
+        raise ValueError(
+            f"the runs of preset {preset!r} were tested on different clips, so they make no table: "
+            + ", ".join(f"{r.run} ({r.n_clips} of {r.data})" for r in done.itertuples())
+        )
+    return done
+
+
+def beside_paper(records: pd.DataFrame, paper: pd.DataFrame, table: str) -> pd.DataFrame:
+    """One of the Tables 1, 3, 4: the paper's lines, and ours (mean over seeds) where measured.
+
+    Args:
+        records: from read_records.
+        paper: from paper_table.
+        table: as named there, "1-k400" and so on.
+    """
+    lines = paper[paper["table"] == table].dropna(axis=1, how="all").drop(columns="table")
+    done = records[records["complete"].astype(bool) & (records["variant"] == "a0")]
+    names = {"top1": "our_top1", "top5": "our_top5", "gmacs": "our_gmacs"}
+    ours = done.groupby("preset")[list(names)].mean().rename(columns=names)
+    presets = [OURS.get((table, row)) for row in lines["row"]]
+    return lines.reset_index(drop=True).join(ours.reindex(presets).reset_index(drop=True))
+
+
+def as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """A table as people read it: one decimal (below 1, two digits), a dash for what is missing."""
+    return table.astype(object).map(_cell)
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A Markdown table; numbers to one decimal (below 1, two digits), missing ones a dash."""
+    numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes]
+    lines = [list(table.columns), ["--:" if n else ":--" for n in numeric]]
+    lines += as_text(table).to_numpy().tolist()
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def write_table(table: pd.DataFrame, stem: str | Path) -> tuple[Path, Path]:
+    """Write stem.csv (for machines) and stem.md (for people), and return their paths."""
+    csv, md = Path(f"{stem}.csv"), Path(f"{stem}.md")
+    _write(csv, table.to_csv(index=False, float_format="%.6g"))
+    _write(md, to_markdown(table))
+    return csv, md
+
+
+def write_measured(table: pd.DataFrame, stem: str | Path, source: dict[str, Any]) -> None:
+    """Write a table of measurements as stem.csv and stem.md, and how it came about as stem.json.
+
+    Args:
+        source: of provenance.
+    """
+    write_table(table, stem)
+    _write(Path(f"{stem}.json"), json.dumps(source, indent=1) + "\n")
+
+
+def _cell(value: object) -> str:
+    if pd.isna(value):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.1f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"
+    return str(value).replace("|", r"\|").replace("\n", " ")

@@ -1,0 +1,81 @@
+"""Start a model from trained ones: from another model, or from networks trained alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from s2dlib.backbones.weights import mismatch
+from s2dlib.model import S2DNet, build_model
+
+# Weights of which each row belongs to a class, and those whose last inputs are s.
+CLASS_ROWS = [f"{net}.classifier.{part}" for net in ("snet", "dnet") for part in ("weight", "bias")]
+CLASS_INPUTS = ["snet.theta_head.convolutions.0.weight", "snet.context_head.fc.weight"]
+
+
+@torch.no_grad()
+def take_up(model: S2DNet, start: S2DNet, classes: Sequence[str]) -> None:
+    """Start a model from a trained one of the same networks, for the same or for other classes.
+
+    What belongs to a class (rows of h_s and h_d, the inputs of s in f_theta and f_m) is taken up by
+    the class's name; for a new class it keeps the model's own start.
+
+    Args:
+        model: its weights are replaced.
+        start: the trained model, with the names of its classes.
+        classes: names of the model's classes, in order.
+
+    Raises:
+        ValueError: the networks differ; it says in what.
+    """
+    with torch.device("meta"):  # shapes alone: the trained model, had it these classes
+        alike = build_model(start.config, n_classes=len(classes)).state_dict()
+    own, state = model.state_dict(), start.state_dict()
+    if differs := mismatch(alike, own):
+        raise ValueError(f"the checkpoint is of another architecture than the model: {differs}")
+    here = [n for n, name in enumerate(classes) if name in start.classes]
+    there = [start.classes.index(classes[n]) for n in here]
+    for name, weight in own.items():
+        if name in CLASS_ROWS:
+            weight[here] = state[name][there]
+        elif name in CLASS_INPUTS:
+            C = weight.shape[1] - len(classes)  # channels of e, before s
+            weight[:, :C] = state[name][:, :C]
+            weight[:, [C + n for n in here]] = state[name][:, [C + n for n in there]]
+        else:
+            weight.copy_(state[name])
+
+
+def load_networks(model: S2DNet, snet: str | Path | None, dnet: str | Path | None) -> None:
+    """Start a model's networks from those of other runs, in which each was trained alone, or both.
+
+    What the lone network did not have (f_theta, f_m, the fusions, DNet's weights for m) keeps its
+    own start; DNet's weights for m are scaled down, so that its verdict starts as it was.
+
+    Args:
+        snet, dnet: weights files (.safetensors) of such runs; None leaves that network as it is.
+
+    Raises:
+        ValueError: a weight of the file has no place in the model, or another shape.
+    """
+    for part, path in (("snet", snet), ("dnet", dnet)):
+        if path is None:
+            continue
+        network = getattr(model, part)
+        if network is None:
+            raise ValueError(f"{path}: given for {part}, which this model does not have")
+        state = {k: v for k, v in load_file(path).items() if k.startswith(f"{part}.")}
+        state = {k.removeprefix(f"{part}."): v for k, v in state.items()}
+        own = network.state_dict()
+        if part == "dnet" and "classifier.weight" in state:
+            seen, weight = state["classifier.weight"], own["classifier.weight"]
+            if len(seen) == len(weight) and seen.shape[1] <= weight.shape[1]:
+                unseen = weight[:, seen.shape[1] :] * 0.1  # for m. (N, C_m)
+                state["classifier.weight"] = torch.cat((seen, unseen), dim=1)
+        misfits = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
+        if misfits or not state:
+            raise ValueError(f"{path}: no {part} for this model; it differs in {misfits[:5]}")
+        network.load_state_dict(state, strict=False)

@@ -1,0 +1,76 @@
+"""What each step of a training is given: its clips, its rates, its random numbers."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+from s2dlib.config import TrainConfig
+from s2dlib.model import S2DNet
+from s2dlib.training.distributed import place
+
+
+def seed_everything(seed: int, epoch: int = 0) -> None:
+    """Seed Python, numpy and torch (all devices) from (seed, epoch), each process differently."""
+    mixed = int(np.random.SeedSequence((seed, epoch, place()[0])).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    """Factor of the peak rate at a step: linear warm-up, then a cosine down to final_lr."""
+    warmup = max(1, round(config.warmup_epochs * steps_per_epoch))
+    total = config.epochs * steps_per_epoch
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(model: S2DNet, config: TrainConfig) -> torch.optim.Optimizer:
+    """Groups with their own rates: all else, f_theta, and its zooms, which may wait.
+
+    Each holds `peak`, the rate at the top, and `wait`, the epochs before which its rate is 0. All
+    else falls apart further where linear layers or biases have rates of their own.
+    """
+    head = None if model.snet is None else model.snet.theta_head
+    zooms = {id(p) for p in (() if head is None else head.branches.zooms())}
+    theta = {id(p) for p in (() if head is None else head.parameters())}
+    factors = {id(p): 1.0 for p in model.parameters()}
+    for layer in model.modules():
+        linear = isinstance(layer, nn.Linear)
+        if linear or isinstance(layer, nn.modules.conv._ConvNd):  # not batch norm's biases
+            for name, p in layer.named_parameters(recurse=False):
+                factors[id(p)] = config.lr_fc if linear else 1.0
+                factors[id(p)] *= config.lr_bias if name == "bias" else 1.0
+    parts: dict[tuple[int, float], list[nn.Parameter]] = {}  # by kind and rate
+    for p in model.parameters():
+        kind = (id(p) in theta) + (id(p) in zooms)
+        rate = config.lr_theta if kind else config.lr * factors[id(p)]
+        parts.setdefault((kind, rate * config.rate_scale), []).append(p)
+    groups = [
+        {"params": parts[kind, rate], "lr": rate, "peak": rate}
+        | {"wait": config.hold_zoom if kind == 2 else 0}
+        for kind, rate in sorted(parts)
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
+        )
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+
+
+def batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The clips of each step of an epoch, in an order drawn from (seed, epoch).
+
+    An incomplete batch is left out, unless it is the only one: batch norm on a few clips misleads.
+    """
+    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    order = torch.randperm(n, generator=generator).tolist()
+    size = min(batch_size, n)
+    return [order[i : i + size] for i in range(0, n - size + 1, size)]
