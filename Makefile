@@ -1,22 +1,23 @@
 # Set-up and doors for people; each is one line over the tools below it.
 PYTHON ?= python3
 CORES ?= all
+GPUS ?= $(words $(wildcard /dev/nvidia[0-9] /dev/nvidia[0-9][0-9]))
 BIN := .venv/bin
 READY := .venv/ready
 MEASURED := results/benchmarks
 
-.PHONY: setup reproduce study bench test lint lab lock
+.PHONY: setup reproduce study bench gpu test lint lab lock
 
 setup: $(READY)  ## the environment in .venv: source .venv/bin/activate
 
 reproduce: $(READY)  ## videos -> all runs of Table 2 -> tables and figures; resumes where it stopped
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --nolock $(if $(CONFIG),--config $(CONFIG)) $(if $(GPUS),--resources gpu=$(GPUS)) $(ARGS)
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --nolock $(if $(CONFIG),--config $(CONFIG)) $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS)) $(ARGS)
 
 study: $(READY)  ## the same over five seeds, with controls, trials and sweeps
 	$(MAKE) reproduce CONFIG="seeds=5 other_seeds=5 trial_seeds=2"
 
 bench: $(READY)  ## every benchmark, into results/benchmarks: on a CPU, or with GPUS=1 on a GPU at the paper's sizes
-ifdef GPUS
+ifneq ($(filter-out 0,$(GPUS)),)
 	$(BIN)/python benchmarks/sampler.py --batches 1 16 64 --out $(MEASURED)/sampler-cuda
 	$(BIN)/python benchmarks/models.py --batches 1 16 --compile --out $(MEASURED)/models-cuda
 	$(BIN)/python benchmarks/training.py --preset mini-kinetics --recipe paper --out $(MEASURED)/training-cuda
@@ -29,6 +30,9 @@ else
 	$(BIN)/python benchmarks/loading.py --out $(MEASURED)/loading-cpu
 	$(BIN)/python -m s2dlib.apps.run notebooks/10_latency.ipynb results/notebooks/10_latency.ipynb
 endif
+
+gpu: $(READY)  ## all that this project claims of GPUs, tested and measured on this one: 9 minutes at most, one table
+	$(BIN)/python benchmarks/gpu_check.py --out $(MEASURED)
 
 test: lint  ## lint, then all tests; one thread, since tiny tensors wait for each other on more
 	OMP_NUM_THREADS=1 $(BIN)/pytest

@@ -15,6 +15,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import gpu_check  # noqa: E402
+import gpu_steps  # noqa: E402
 import loading  # noqa: E402
 import models  # noqa: E402
 import sampler  # noqa: E402
@@ -45,15 +47,21 @@ def test_the_benchmark_of_loading_writes_its_table_and_how_it_came_about(tmp_pat
     assert {"commit", "versions", "device", "date"} <= set(source)
 
 
+def test_workers_are_added_by_doubling_up_to_all_cores():
+    counts = {n: loading.worker_counts(n) for n in (1, 2, 16, 20)}
+    assert (counts[1], counts[2]) == ([0, 1], [0, 1, 2])
+    assert (counts[16], counts[20]) == ([0, 1, 2, 4, 8, 16], [0, 1, 2, 4, 8, 16, 20])
+
+
 def test_a_long_run_reports_its_memory_in_steps(tmp_path):
     rows = loading.soak(tmp_path, 20)
     assert [row["measure"] for row in rows] == [f"soak, {n} clips" for n in range(2, 21, 2)]
     assert all(row["median"] > 50 for row in rows)
 
 
-def test_tiles_are_timed_by_the_kernels_that_take_them(monkeypatch):
-    tiles = pytest.importorskip("tiles", exc_type=ImportError)
-    monkeypatch.setattr(tiles.kernels, "TILES", dict(tiles.kernels.TILES))
+def test_tiles_are_timed_by_the_kernels_that_take_them(monkeypatch, triton_kernels):
+    tiles = pytest.importorskip("tiles")
+    monkeypatch.setattr(tiles.triton, "TILES", dict(tiles.triton.TILES))
     device = "cuda" if torch.cuda.is_available() else "cpu"  # there in Triton's interpreter
     frames = torch.randint(256, (1, 1, 12, 20, 24), dtype=torch.uint8, device=device)
     p_t, p_y, p_x = (10 * torch.rand(1, *s, device=device) for s in ((2,), (2, 6), (2, 5)))
@@ -65,7 +73,14 @@ def test_tiles_are_timed_by_the_kernels_that_take_them(monkeypatch):
     finally:
         torch.set_float32_matmul_precision("highest")
     assert set(found) == {"forward, near", "backward, near"}
-    assert all(ms > 0 for ms in found.values()) and chosen == tiles.kernels.TILES
+    assert all(ms > 0 for ms in found.values()) and chosen == tiles.triton.TILES
+
+
+def test_rates_count_every_copy_and_product_of_a_timing(monkeypatch):
+    monkeypatch.setattr(sampler, "milliseconds", lambda call, device: len(call()) / 2)
+    for repeats in (1, 7):  # half a millisecond each
+        assert sampler.copy_bandwidth("cpu", 1, repeats) == 2 * 2**20 / 0.5
+        assert sampler.matrix_rate("cpu", 8, repeats) == 8**3 / 0.5
 
 
 def test_the_ways_of_sampling_that_are_timed_give_the_same_volume():
@@ -118,3 +133,60 @@ def test_the_training_benchmark_measures_loop_step_and_loader(tmp_path):
     assert row.loop > 0 and row.loader > 0 and row.step > 0 and row["loop, 1 processes"] > 0
     assert abs(row.loop_of_step - row.loop / row.step) < 1e-3  # of one round
     assert json.loads((tmp_path / "training.json").read_text())["versions"]["torch"]
+
+
+def check_gpu(monkeypatch, out, *words):
+    """The exit code of gpu_check.py, its rows, and the first row of each step by its name."""
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--dry", "--out", str(out), *words])
+    code = gpu_check.main()
+    rows = [gpu_check.Row(**row) for row in json.loads((out / "gpu-check.json").read_text())]
+    return code, rows, {row.step: row for row in rows if row.claim == gpu_check.RUNS}
+
+
+def test_gpu_check_writes_a_row_a_claim_and_what_was_measured(monkeypatch, tmp_path):
+    monkeypatch.setitem(gpu_check.DRY, "correct", [gpu_check.OWN + "kernels"])
+    code, rows, first = check_gpu(monkeypatch, tmp_path, "--steps", "facts", "correct", "models")
+    assert code == 0 and list(first) == ["facts", "correct", "models"]
+    assert all(row.holds for row in first.values()) and not any(row.holds is False for row in rows)
+    claims = [row for row in rows if row.step == "correct" and row.goal.startswith("<=")]
+    assert len(claims) == 4 and all(0 < row.found < 1e-5 for row in claims)
+    assert any(row.step == "models" and row.found == 1.0 for row in rows)  # S2DNet / itself
+    text = (tmp_path / "gpu-check.txt").read_text()
+    assert (
+        all(row.claim in text for row in rows) and "Not tried, or not to the end: nothing" in text
+    )
+    names = {path.name for path in tmp_path.iterdir()}
+    tables = {f"models-cpu.{end}" for end in ("csv", "md", "json")}
+    assert names == tables | {f"gpu-check.{end}" for end in ("txt", "log", "json")}
+
+
+def test_gpu_check_tells_a_step_that_fails_one_cut_off_and_one_without_time(monkeypatch, tmp_path):
+    ends = {"facts": "-c 'import sys; sys.exit(3)'", "tests": "-c 'print(1, 23 * \"x\")'"}
+    ends |= {"sampler": "-c 'import time; time.sleep(99)'", "latency": "-c pass"}
+    for step, command in ends.items():
+        monkeypatch.setitem(gpu_check.DRY, step, [command, "-c pass"])
+    code, rows, first = check_gpu(monkeypatch, tmp_path, "--budget", "16", "--steps", *ends)
+    assert code == 1 and len(rows) == 4
+    assert [row.holds for row in rows] == [False, True, False, None]
+    assert "cut off" in first["sampler"].note and first["latency"].found == "no time"
+    assert "x" * 23 in first["tests"].note
+    text = (tmp_path / "gpu-check.txt").read_text()
+    assert "Not tried, or not to the end: facts, sampler, latency" in text
+
+
+def test_gpu_check_compares_with_goals_and_says_where_there_is_no_gpu(monkeypatch):
+    rows = [gpu_check.Row("a", "b", *given) for given in ((2.0, ">= 2"), (1.9, ">= 2"))]
+    rows += [gpu_check.Row("a", "b", *given) for given in ((float("nan"), "<= 2"), ("?", "-"))]
+    assert [row.holds for row in rows] == [True, False, False, None]
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="error: torch .* sees no GPU here"):
+        gpu_check.main()
+
+
+@pytest.mark.parametrize("part", ["waits", "synthetic"])
+def test_gpu_check_finds_nothing_wrong_with_a_step_on_a_cpu(part, tmp_path):
+    if not gpu_steps.TINY:
+        pytest.skip("gpu_check.py runs it here")
+    rows = [gpu_check.Row("correct", *found) for found in gpu_steps.STEPS[part](tmp_path)]
+    assert rows and all(row.holds is not False for row in rows)

@@ -50,7 +50,7 @@ def provenance(
     device = torch.device(device)
     return {
         "command": command or os.environ.get("S2D_COMMAND", "by hand in JupyterLab"),
-        "commit": _commit(Path(__file__).resolve().parents[1]),
+        "commit": _commit(Path(__file__).resolve().parents[2]),
         "versions": {"python": platform.python_version()} | _versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
         "threads": torch.get_num_threads(),
@@ -172,14 +172,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _commit(root: Path) -> str:
-    """The commit of the code, with + where the tree differs from it (results/ aside)."""
+    """The commit of the code, with + where the tree differs from it (results/ aside).
+
+    Of a copy without .git, what the variable S2D_COMMIT says.
+    """
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     if not (root / ".git").exists():
-        return "unknown (no git checkout)"
+        return os.environ.get("S2D_COMMIT", "unknown (no git checkout)")
     try:
         changed = git("status", "--porcelain", "--", ":/", ":(top,exclude)results")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")

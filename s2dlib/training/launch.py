@@ -84,9 +84,6 @@ def fit_in_processes(
     Other arguments, result and errors as of fit. The model gets the weights.
     """
     run_dir, device = Path(run_dir), torch.device(device)
-    if processes == 1:
-        how = {"run_dir": run_dir, "seed": seed, "device": device, "tensorboard": tensorboard}
-        return fit(model, train_set, val_set, config, **how)
     check_batches(len(train_set), config, processes)
     if device.type == "cuda" and processes > torch.cuda.device_count():
         raise ValueError(
