@@ -158,7 +158,9 @@ def main() -> None:
     preset = PRESETS[args.preset]
     config = preset.recipes[args.recipe or next(iter(reversed(preset.recipes)))]
     given = {"batch_size": args.batch_size, "workers": args.workers}
-    config = replace(config, theta="model", **{k: v for k, v in given.items() if v is not None})
+    config = replace(
+        config, theta_source="model", **{k: v for k, v in given.items() if v is not None}
+    )
     seed_everything(0)
     with tempfile.TemporaryDirectory() as folder:
         videos, csv = None, args.csv

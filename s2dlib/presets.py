@@ -127,16 +127,16 @@ _SYNTHETIC_RECIPES = {
     "snet": TrainConfig(epochs=20, lr=3e-3, eval_every=5),
     # DNet alone, on large and centred details; then on the same at any zoom.
     "closeups": TrainConfig(epochs=12, lr=3e-3, eval_every=4),
-    "zoom": TrainConfig(epochs=16, lr=3e-3, theta="random", eval_every=4),
+    "zoom": TrainConfig(epochs=16, lr=3e-3, theta_source="random", eval_every=4),
     # All together, in one stage.
     "joint": TrainConfig(epochs=12, lr=2e-3, lr_theta=4e-3, hold_zoom=5, eval_every=2),
     # The ceiling: DNet looks at the detail itself.
-    "truth": TrainConfig(epochs=12, lr=2e-3, lr_theta=4e-3, theta="truth", eval_every=2),
+    "truth": TrainConfig(epochs=12, lr=2e-3, lr_theta=4e-3, theta_source="truth", eval_every=2),
     # The paper's words: from scratch, in one stage, about as long as all stages above.
     "paper": TrainConfig(epochs=30, lr=2e-3, lr_theta=2e-3, eval_every=3),
     # The release in small: its two stages in the proportion of 40 and 80 epochs.
     "authors-1": replace(
-        _AUTHORS, epochs=7, lr=2e-2, lr_theta=2e-3, theta="frozen", eval_every=7
+        _AUTHORS, epochs=7, lr=2e-2, lr_theta=2e-3, theta_source="frozen", eval_every=7
     ),
     "authors-2": replace(_AUTHORS, epochs=13, lr=2e-3, lr_theta=2e-4, eval_every=2),
 }  # fmt: skip
@@ -147,8 +147,8 @@ _ALONE_RECIPES = {"paper": TrainConfig(lr_batch=32, **_LONG)}
 _PAPER_RECIPES = _ALONE_RECIPES | {
     # The release: rates per clip of the batch, warm-up of 5 epochs in each stage.
     "authors-1": replace(
-        _AUTHORS, epochs=40, lr=1e-5, lr_theta=1e-6, lr_batch=1, warmup_epochs=5, theta="frozen",
-        **_LONG,
+        _AUTHORS, epochs=40, lr=1e-5, lr_theta=1e-6, lr_batch=1, warmup_epochs=5,
+        theta_source="frozen", **_LONG,
     ),
     "authors-2": replace(
         _AUTHORS, epochs=80, lr=1e-6, lr_theta=1e-7, lr_batch=1, warmup_epochs=5, **_LONG,

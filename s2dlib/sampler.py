@@ -36,6 +36,20 @@ class Theta:
         return Theta(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
 
+@dataclass
+class Extent:
+    """How long and how large the raw clips of a batch are."""
+
+    n_frames: Tensor  # real frames of each clip. (B,)
+    height: int  # pixels
+    width: int
+
+    @classmethod
+    def of(cls, frames: Tensor, n_frames: Tensor) -> Extent:
+        """Of raw frames I (B, C, T, H, W) of which n_frames (B,) are real."""
+        return cls(n_frames, *frames.shape[-2:])
+
+
 def grid_centres(mu: Tensor, delta: Tensor, n_out: int, n_in: int | Tensor) -> Tensor:
     """p(z) = mu L + (z - n_out / 2 - 0.5) delta for z = 1..n_out (Eq. 6).
 
@@ -93,18 +107,11 @@ FILTERS = {"gaussian": gaussian_filters, "linear": linear_filters}
 
 
 def frozen_theta(
-    n_frames: Tensor,
-    height: int,
-    width: int,
-    size: Size,
-    space: str,
-    zoom: tuple[float, float] = (1.0, 1.0),
+    extent: Extent, size: Size, space: str, zoom: tuple[float, float] = (1.0, 1.0)
 ) -> Theta:
     """Theta that knows nothing of the clip: rows a2, b1, b3, c1 of Table 2 (Sec. 4.3).
 
     Args:
-        n_frames: real frames of each clip. (B,)
-        height, width: of the raw frames, pixels.
         size: (T_D, H_D, W_D)
         space: "crop" (centre crop at stride 1, the paper's) or "full" (the whole frame).
         zoom: strides in time and in space are this share of those: a window in the middle.
@@ -113,9 +120,9 @@ def frozen_theta(
         Frames uniform over the clip, in segment centres, and the same window in each.
     """
     T_D, H_D, W_D = size
-    n = n_frames.float()  # (B,)
+    n = extent.n_frames.float()  # (B,)
     half, full = torch.full_like(n, 0.5), n.new_ones(n.shape[0], T_D)  # (B,), (B, T_D)
-    delta_y, delta_x = (1.0, 1.0) if space == "crop" else (height / H_D, width / W_D)
+    delta_y, delta_x = (1.0, 1.0) if space == "crop" else (extent.height / H_D, extent.width / W_D)
     delta_y, delta_x = delta_y * zoom[1], delta_x * zoom[1]
     return Theta(half, n / T_D * zoom[0], full / 2, full / 2, full * delta_y, full * delta_x)
 

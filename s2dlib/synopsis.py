@@ -13,9 +13,14 @@ from torch import Tensor, nn
 
 from s2dlib.backbones.base import Backbone
 from s2dlib.config import ModelConfig, Size
-from s2dlib.sampler import Theta, anchored_zoom, frozen_theta, grid_centres, log_stride_bounds
-
-Extent = tuple[Tensor, int, int]  # real frames of each clip (B,), height and width of raw frames
+from s2dlib.sampler import (
+    Extent,
+    Theta,
+    anchored_zoom,
+    frozen_theta,
+    grid_centres,
+    log_stride_bounds,
+)
 
 
 def topk_mask(logits: Tensor, k: int) -> Tensor:
@@ -51,7 +56,7 @@ class FcHead(nn.Module):
 
     def forward(self, h: Tensor, frozen: Theta, extent: Extent) -> Theta:
         """h: features of f_theta's convolutions. (B, C, T_S, h, w). Returns theta."""
-        (T_D, H_D, W_D), (n, H, W) = self.detail_size, extent
+        (T_D, H_D, W_D), n = self.detail_size, extent.n_frames
         h = h.flatten(1)
         if self.time is not None:
             mu, delta = self.time(h).float().unbind(1)  # (B,) each
@@ -62,8 +67,8 @@ class FcHead(nn.Module):
                 frozen,
                 mu_y=squash(mu_y),
                 mu_x=squash(mu_x),
-                delta_y=bounded_stride(delta_y, H / H_D),
-                delta_x=bounded_stride(delta_x, W / W_D),
+                delta_y=bounded_stride(delta_y, extent.height / H_D),
+                delta_x=bounded_stride(delta_x, extent.width / W_D),
             )
         return frozen
 
@@ -118,7 +123,7 @@ class AttentionHead(nn.Module):
 
     def forward(self, h: Tensor, frozen: Theta, extent: Extent) -> Theta:
         """h: features of f_theta's convolutions. (B, C, T_S, h, w). Returns theta."""
-        (T_D, H_D, W_D), (n, H, W) = self.detail_size, extent
+        (T_D, H_D, W_D), n = self.detail_size, extent.n_frames
         pooled = torch.cat((h.mean((3, 4)), h.amax((3, 4))), dim=1).transpose(1, 2)  # (B, T_S, 2C)
         theta = frozen
         if self.time_score is not None:
@@ -139,10 +144,10 @@ class AttentionHead(nn.Module):
             raw_y, raw_x = self.space_zoom(pooled).float().unbind(2)  # (B, T_S)
             at = grid_centres(theta.mu_t, theta.delta_t, T_D, n).detach() / n[:, None]  # (B, T_D)
             a_y, a_x, raw_y, raw_x = (interpolate(v, at) for v in (a_y, a_x, raw_y, raw_x))
-            zoom_y = bounded_zoom(raw_y, H / H_D, self.START_YX)
-            zoom_x = bounded_zoom(raw_x, W / W_D, self.START_YX)
-            mu_y, delta_y = anchored_zoom(a_y, zoom_y, H / H_D)
-            mu_x, delta_x = anchored_zoom(a_x, zoom_x, W / W_D)
+            zoom_y = bounded_zoom(raw_y, extent.height / H_D, self.START_YX)
+            zoom_x = bounded_zoom(raw_x, extent.width / W_D, self.START_YX)
+            mu_y, delta_y = anchored_zoom(a_y, zoom_y, extent.height / H_D)
+            mu_x, delta_x = anchored_zoom(a_x, zoom_x, extent.width / W_D)
             theta = replace(theta, mu_y=mu_y, mu_x=mu_x, delta_y=delta_y, delta_x=delta_x)
         return theta
 
@@ -249,7 +254,7 @@ class SNet(nn.Module):
 
         Args:
             synopsis_frames: V, normalised. (B, 3, T_S, H_S, W_S)
-            extent: length of each clip (B,), height and width of the raw frames, which bound theta.
+            extent: of the raw clips, which bounds theta.
 
         Returns:
             logits, whose softmax is p (B, N); s (B, N); theta; m (B, C_m). The last two are None
@@ -262,10 +267,10 @@ class SNet(nn.Module):
         if self.context_head is None:
             return logits, mask, None, None
         context = self.context_head(self.dropout(pooled), mask)  # Eq. 5
-        how = (self.config.frozen_space, self.config.frozen_zoom)
-        theta = frozen_theta(*extent, self.config.detail_size, *how)
+        config = self.config
+        theta = frozen_theta(extent, config.detail_size, config.frozen_space, config.frozen_zoom)
         if self.theta_head is not None:  # Eq. 4
-            e = features.detach() if self.config.detach_theta else features
+            e = features.detach() if config.detach_theta else features
             theta = self.theta_head(e, mask, theta, extent)
         return logits, mask, theta, context
 

@@ -19,7 +19,7 @@ from s2dlib.kernels.band import REACH, TAPS, band
 from s2dlib.kernels.banded import BandedVolume
 from s2dlib.kernels.cpu import OnCpu
 from s2dlib.model import build_model
-from s2dlib.sampler import DetailSampler, gaussian_filters, grid_centres
+from s2dlib.sampler import DetailSampler, Extent, gaussian_filters, grid_centres
 from s2dlib.training.windows import random_theta
 
 T, H, W, SIZE = 30, 21, 34, (4, 9, 12)
@@ -157,13 +157,15 @@ def test_the_sampler_takes_the_band_where_it_pays_and_one_switch_forces_either(m
     ):
         used.clear()
         n = torch.tensor([frames.shape[2]])
-        theta = random_theta(n, *frames.shape[-2:], SIZE)
+        theta = random_theta(Extent.of(frames, n), SIZE)
         volume = DetailSampler(SIZE, how=how)(frames, theta, n)
         assert bool(used) is banded_used, how
         expected = DetailSampler(SIZE, how="dense")(frames.detach(), theta, n)
         assert_close(volume.detach(), expected, atol=3e-4, rtol=0)
     used.clear()
-    DetailSampler(SIZE, filters="linear")(large, random_theta(torch.tensor([160]), 128, 128, SIZE))
+    DetailSampler(SIZE, filters="linear")(
+        large, random_theta(Extent(torch.tensor([160]), 128, 128), SIZE)
+    )
     assert not used
     with pytest.raises(ValueError, match="banded"):
         DetailSampler(SIZE, filters="linear", how="banded")
@@ -212,7 +214,7 @@ def test_operations_around_the_kernels_are_few(monkeypatch):
         monkeypatch.setattr(kernels, name, Launched())
     monkeypatch.setattr(banded, "_kernels", lambda frames: triton.OnCuda)
     frames, n = torch.randint(256, (1, 3, T, H, W), dtype=torch.uint8), torch.tensor([T])
-    theta = random_theta(n, H, W, SIZE).map(lambda v: v.clone().requires_grad_())
+    theta = random_theta(Extent(n, H, W), SIZE).map(lambda v: v.clone().requires_grad_())
     sampler = DetailSampler(SIZE, how="banded")
     monkeypatch.setattr(Launched, "times", 0)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

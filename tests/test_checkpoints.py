@@ -23,7 +23,7 @@ from s2dlib.training.loop import fit
 from s2dlib.training.optim import make_optimizer
 
 # Two epochs of four steps; dropout and windows at random, so that the generators' state counts.
-CONFIG = replace(TRAIN, batch_size=2, checkpoint_steps=3, theta="random")
+CONFIG = replace(TRAIN, batch_size=2, checkpoint_steps=3, theta_source="random")
 
 
 def names(run):

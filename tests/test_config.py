@@ -16,13 +16,13 @@ from s2dlib.presets import PRESETS, SAME_RUN, VARIANTS, override, to_dict, varia
     [
         ({"n_classes": 3, "k": 5}, r"\[1, n_classes=3\], got 5"),
         ({"n_classes": 3, "k": 0}, r"\[1, n_classes=3\], got 0"),
-        ({"n_classes": 0}, "n_classes must be >= 1, got 0"),
+        ({"n_classes": 0}, "n_classes: must be greater than or equal to 1, got 0"),
         ({"n_classes": 9, "snet": None, "dnet": None}, "snet and dnet"),
         ({"n_classes": 9, "detail_size": (8, 8)}, r"detail_size.*\(8, 8\)"),
         ({"n_classes": 9, "synopsis_size": (8, 0, 8)}, r"synopsis_size.*\(8, 0, 8\)"),
-        ({"n_classes": 9, "theta_head": "mlp"}, "theta_head.*'fc', 'attention'.*'mlp'"),
-        ({"n_classes": 9, "frozen_space": "half"}, "frozen_space.*'crop', 'full'.*'half'"),
-        ({"n_classes": 9, "filters": "cubic"}, "filters.*'gaussian', 'linear'.*'cubic'"),
+        ({"n_classes": 9, "theta_head": "mlp"}, "theta_head.*'fc' or 'attention'.*'mlp'"),
+        ({"n_classes": 9, "frozen_space": "half"}, "frozen_space.*'crop' or 'full'.*'half'"),
+        ({"n_classes": 9, "filters": "cubic"}, "filters.*'gaussian' or 'linear'.*'cubic'"),
     ],
 )
 def test_an_impossible_model_is_refused_by_its_values(changes, words):
@@ -33,26 +33,40 @@ def test_an_impossible_model_is_refused_by_its_values(changes, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"n_frames": 0}, "n_frames must be >= 1, got 0"),
-        ({"frame_stride": -1}, "frame_stride must be >= 1, got -1"),
+        ({"n_frames": 0}, "n_frames: .*greater than or equal to 1, got 0"),
+        ({"frame_stride": -1}, "frame_stride: .*greater than or equal to 1, got -1"),
         ({"crop": 300}, "crop=300.*short_side=256"),
-        ({"test_crops": 2}, "test_crops must be 1 or 3, got 2"),
+        ({"n_frames": 48.5}, "n_frames: must be a valid integer.*fractional part, got 48.5"),
+        ({"csv": 20241126}, "csv: must be a valid string, got 20241126"),
+        ({"test_crops": 2}, "test_crops: must be 1 or 3, got 2"),
         ({"scales": ()}, r"scales.*\(\)"),
-        ({"scales": [1.2]}, r"scales.*\(1.2,\)"),
+        ({"scales": [1.2]}, r"scales.*less than or equal to 1, got \[1.2\]"),
     ],
 )
 def test_impossible_data_are_refused_by_their_values(changes, words):
     with pytest.raises(ValueError, match=words):
-        DataConfig(csv="a.csv", **changes)
+        DataConfig(**{"csv": "a.csv"} | changes)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"optimizer": "lion"}, "'lion'"), ({"epochs": 0}, "epochs"), ({"batch_size": 0}, "batch")],
+    [
+        ({"optimizer": "lion"}, "optimizer: must be 'adamw' or 'sgd', got 'lion'"),
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 0}, "batch"),
+        ({"masked": "no"}, "masked: must be a valid boolean, got 'no'"),
+        ({"lr": "fast"}, "lr: must be a valid number.*'fast'"),
+    ],
 )
 def test_an_impossible_training_is_refused_by_its_values(changes, words):
     with pytest.raises(ValueError, match=words):
         TrainConfig(**changes)
+
+
+def test_numbers_that_come_as_text_become_numbers():
+    config = TrainConfig(lr="1e-3", epochs="20")  # as YAML 1.1 reads 1e-3
+    assert config == TrainConfig(lr=0.001, epochs=20) and isinstance(config.lr, float)
+    assert DataConfig(csv="a.csv", scales=[1, 0.5]).scales == (1.0, 0.5)
 
 
 def test_configs_are_frozen_and_take_keywords_only():

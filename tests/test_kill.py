@@ -24,7 +24,7 @@ from s2dlib.training.loop import fit
 
 KILLS = int(os.environ.get("S2D_KILLS", 5))
 # Half of the time goes into checkpoints, so that many a kill falls into the writing of one.
-CONFIG = replace(TRAIN, epochs=5, checkpoint_steps=1, keep_every=2, theta="random")
+CONFIG = replace(TRAIN, epochs=5, checkpoint_steps=1, keep_every=2, theta_source="random")
 
 
 def train(csv: str, run: Path, start: int) -> None:

@@ -14,7 +14,7 @@ from s2dlib.config import ModelConfig
 from s2dlib.losses import s2d_loss, topk_hits
 from s2dlib.model import IMAGENET_MEAN, IMAGENET_STD, Output, build_model
 from s2dlib.presets import PRESETS, VARIANTS
-from s2dlib.sampler import Theta, UniformSampler
+from s2dlib.sampler import Extent, Theta, UniformSampler
 from s2dlib.training.initialise import load_networks
 
 SMALL = ModelConfig(
@@ -158,7 +158,7 @@ def test_the_forward_is_figure_2(filters):
     mean, std = (torch.tensor(v).view(1, 3, 1, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     out = model(frames, n)
     V = UniformSampler((4, 12, 12))(frames, n)
-    logits, mask, theta, context = model.snet((V / 255 - mean) / std, (n, 20, 24))
+    logits, mask, theta, context = model.snet((V / 255 - mean) / std, Extent(n, 20, 24))
     V_hat = model.detail_sampler((frames / 255 - mean) / std, theta, n)
     detail_logits = model.dnet(V_hat, context)
     scores = detail_logits.softmax(1) * mask

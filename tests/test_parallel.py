@@ -65,7 +65,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(changes, csv, tmp_path
 
 
 def test_two_processes_resume_within_an_epoch_bit_for_bit(csv, tmp_path):
-    config = replace(TRAIN, epochs=1, checkpoint_steps=2, theta="random")  # three steps
+    config = replace(TRAIN, epochs=1, checkpoint_steps=2, theta_source="random")  # three steps
     whole, run = tmp_path / "whole", tmp_path / "run"
     _, history = trained(csv, whole, config, 2, dropout=0.5)
     shutil.copytree(whole, run, symlinks=True)

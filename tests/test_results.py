@@ -29,7 +29,7 @@ from s2dlib.report.tables import (
     to_markdown,
     write_table,
 )
-from s2dlib.sampler import frozen_theta
+from s2dlib.sampler import Extent, frozen_theta
 from s2dlib.training.checkpoints import write_weights
 from s2dlib.training.evaluation import evaluate
 
@@ -332,7 +332,7 @@ def test_controls_exchange_theta_and_nothing_else(clips, n_crops, monkeypatch):
         own.map(lambda v: v.mean(0, keepdim=True).expand_as(v)),
         own.map(lambda v: v.roll(n_crops, 0)),  # the same crop of another video
     ]
-    thetas.append(frozen_theta(batch["n_frames"], 64, 64, model.config.detail_size, "full"))
+    thetas.append(frozen_theta(Extent(batch["n_frames"], 64, 64), model.config.detail_size, "full"))
     t, _, _, y, x = (v[:, None] for v in batch["truth"].unbind(1))
     where = {"mu_t": t[:, 0] / 48, "mu_y": (y / 64).expand(-1, 8), "mu_x": (x / 64).expand(-1, 8)}
     thetas.append(replace(own, **where))

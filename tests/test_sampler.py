@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from s2dlib.sampler import (
     DetailSampler,
+    Extent,
     Theta,
     UniformSampler,
     anchored_zoom,
@@ -309,7 +310,7 @@ def test_a_constant_video_gives_a_constant_synopsis():
 @pytest.mark.parametrize("space", ["crop", "full"])
 def test_frozen_theta_is_uniform_in_time_and_the_crop_or_the_whole_in_space(space):
     size, (H, W) = (4, 6, 5), (20, 25)
-    theta = frozen_theta(torch.tensor([12, 30]), H, W, size, space)
+    theta = frozen_theta(Extent(torch.tensor([12, 30]), H, W), size, space)
     p_t = grid_centres(theta.mu_t, theta.delta_t, 4, torch.tensor([12, 30]))
     assert_close(p_t, torch.tensor([[1.5, 4.5, 7.5, 10.5], [3.75, 11.25, 18.75, 26.25]]))
     p_y = grid_centres(theta.mu_y, theta.delta_y, 6, H)
@@ -322,7 +323,7 @@ def test_frozen_theta_is_uniform_in_time_and_the_crop_or_the_whole_in_space(spac
 
 def test_a_frozen_zoom_is_a_window_in_the_middle():
     n, size = torch.tensor([12, 30]), (4, 6, 5)
-    theta = frozen_theta(n, 20, 25, size, "full", zoom=(0.5, 0.7))
+    theta = frozen_theta(Extent(n, 20, 25), size, "full", zoom=(0.5, 0.7))
     p_t = grid_centres(theta.mu_t, theta.delta_t, 4, n)
     assert_close(p_t, torch.tensor([[3.75, 5.25, 6.75, 8.25], [9.375, 13.125, 16.875, 20.625]]))
     for mu, delta, L, n_out in (
@@ -336,7 +337,7 @@ def test_a_frozen_zoom_is_a_window_in_the_middle():
 def test_the_true_theta_is_a_window_of_twice_the_detail_within_the_bounds():
     size, n = (4, 6, 5), torch.tensor([40, 40, 8])
     truth = torch.tensor([[10.0, 6, 9, 30, 12], [39, 100, 90, 5, 5], [4, 0.5, 1, 20, 20]])
-    theta = true_theta(truth, n, 48, 60, size)
+    theta = true_theta(truth, Extent(n, 48, 60), size)
     assert_close(theta.mu_t * n, truth[:, 0])
     assert_close(theta.mu_y[:, 0] * 48, truth[:, 3])
     assert_close(theta.mu_x[:, 3] * 60, truth[:, 4])
@@ -355,17 +356,19 @@ def test_distances_to_the_truth_are_those_of_intervals_and_boxes():
     # Frames at 15.5, 18.5, 21.5, 24.5: the second is nearest to 18; its window is rows 18-30 of 48,
     # columns 5-25 of 60. The detail: frames 16-20, rows 20-32, columns 14-26.
     truth = torch.tensor([[18.0, 4.0, 12.0, 26.0, 20.0]])
-    far = distance_to_truth(theta, truth, n, 48, 60, size)
+    far = distance_to_truth(theta, truth, Extent(n, 48, 60), size)
     assert far["distance_t"].item() == pytest.approx(2)
     assert far["distance_yx"].item() == pytest.approx(math.hypot(2, 5))
     assert far["iou_t"].item() == pytest.approx(4 / 12)  # 16-20 within 14-26
     both = 10 * 11
     assert far["iou_yx"].item() == pytest.approx(both / (12 * 20 + 12 * 12 - both))
-    perfect = true_theta(truth, n, 48, 60, size)
-    far = distance_to_truth(perfect, truth, n, 48, 60, size)
+    perfect = true_theta(truth, Extent(n, 48, 60), size)
+    far = distance_to_truth(perfect, truth, Extent(n, 48, 60), size)
     assert far["distance_t"].item() == pytest.approx(0, abs=1e-5)
     assert far["iou_yx"].item() == pytest.approx(1 / 4)  # a window of twice the side
-    away = distance_to_truth(theta, truth + torch.tensor([[20.0, 0, 0, 20, 30]]), n, 48, 60, size)
+    away = distance_to_truth(
+        theta, truth + torch.tensor([[20.0, 0, 0, 20, 30]]), Extent(n, 48, 60), size
+    )
     assert away["iou_t"].item() == 0
 
 
@@ -384,7 +387,7 @@ def test_an_anchored_zoom_never_leaves_the_clip_and_holds_its_anchor():
 
 def test_random_windows_stay_inside_and_half_of_them_are_uniform():
     n, size = torch.randint(5, 60, (2000,)), (4, 6, 5)
-    theta = random_theta(n, 40, 50, size)
+    theta = random_theta(Extent(n, 40, 50), size)
     for mu, delta, n_out, L in (
         (theta.mu_t, theta.delta_t, 4, n),
         (theta.mu_y, theta.delta_y, 6, 40),

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from s2dlib.backbones.build import build_backbone
 from s2dlib.config import ModelConfig
-from s2dlib.sampler import frozen_theta
+from s2dlib.sampler import Extent, frozen_theta
 from s2dlib.synopsis import (
     AttentionHead,
     ContextHead,
@@ -40,7 +40,7 @@ CONFIG = ModelConfig(
     theta_dim=6,
 )
 LENGTHS, H, W = torch.tensor([12, 7]), 20, 24
-EXTENT = (LENGTHS, H, W)
+EXTENT = Extent(LENGTHS, H, W)
 
 
 def shaken(module):
@@ -218,7 +218,7 @@ def test_theta_is_two_convolutions_and_two_branches(head):
     config = replace(CONFIG, theta_head=head)
     f_theta = shaken(ThetaHead(config, (5, 3, 2, 4)))
     e, mask = torch.randn(2, 5, 3, 2, 4), topk_mask(torch.randn(2, 7), 3)
-    frozen = frozen_theta(*EXTENT, config.detail_size, "crop")
+    frozen = frozen_theta(EXTENT, config.detail_size, "crop")
     theta = f_theta(e, mask, frozen, EXTENT).map(torch.Tensor.detach)
 
     one, bn_one, _, three, bn_three, _ = f_theta.convolutions
@@ -234,7 +234,7 @@ def test_theta_is_two_convolutions_and_two_branches(head):
 @pytest.mark.parametrize(("time", "space"), [(True, False), (False, True)])
 def test_an_axis_that_is_not_learned_stays_frozen(head, time, space):
     config = replace(CONFIG, sample_time=time, sample_space=space)
-    frozen = frozen_theta(*EXTENT, config.detail_size, "crop")
+    frozen = frozen_theta(EXTENT, config.detail_size, "crop")
     theta = shaken(head(config, (6, 3, 2, 4)))(torch.randn(2, 6, 3, 2, 4), frozen, EXTENT)
     for name, changed in [
         *((n, time) for n in ("mu_t", "delta_t")),
@@ -292,7 +292,7 @@ def test_zooms_stay_between_one_pixel_and_the_whole_for_any_raw_value(full):
 def test_extreme_features_give_finite_theta_and_gradients(head):
     module = head(CONFIG, (6, 3, 2, 4))
     h = (1e4 * torch.rand(2, 6, 3, 2, 4)).requires_grad_()
-    theta = module(h, frozen_theta(*EXTENT, CONFIG.detail_size, "crop"), EXTENT)
+    theta = module(h, frozen_theta(EXTENT, CONFIG.detail_size, "crop"), EXTENT)
     sum(v.sum() for v in vars(theta).values()).backward()
     assert all(v.isfinite().all() for v in vars(theta).values())
     assert h.grad.isfinite().all()
@@ -304,7 +304,7 @@ def test_windows_of_the_attention_head_never_leave_the_clip():
     with torch.no_grad():
         for p in module.parameters():
             p.normal_(std=5)
-    frozen = frozen_theta(*EXTENT, CONFIG.detail_size, "crop")
+    frozen = frozen_theta(EXTENT, CONFIG.detail_size, "crop")
     for _ in range(20):
         theta = module(3 * torch.rand(2, 6, 3, 2, 4), frozen, EXTENT)
         for mu, delta, n_out, L in (

@@ -13,16 +13,17 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from s2dlib.config import THETAS, DataConfig, ModelConfig, TrainConfig
+from s2dlib.config import DataConfig, ModelConfig, TrainConfig
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.loader import collate
 from s2dlib.data.synthetic import write_dataset
 from s2dlib.model import Output, build_model
 from s2dlib.presets import PRESETS
+from s2dlib.sampler import Extent
 from s2dlib.training.evaluation import add, averages, batch_sums, evaluate, theta_at_test
 from s2dlib.training.loop import fit, memory_advice, train_epoch
 from s2dlib.training.optim import batches, learning_rate, make_optimizer, seed_everything
-from s2dlib.training.windows import distance_to_truth, theta_to_use
+from s2dlib.training.windows import distance_to_truth, theta_from_source
 
 MODEL = ModelConfig(
     n_classes=4,
@@ -188,7 +189,7 @@ def test_every_epoch_draws_its_own_crops(sets, tmp_path, monkeypatch):
 @pytest.mark.parametrize("variant", ["a1", "a2"])
 def test_a_network_alone_is_trained_by_the_same_loop(variant, sets, tmp_path):
     model = build_model(MODEL, variant)
-    config = replace(TRAIN, theta="random" if variant == "a2" else "model")
+    config = replace(TRAIN, theta_source="random" if variant == "a2" else "model")
     history = fit(model, *sets, config, run_dir=tmp_path / "r")
     assert ("val_snet_top1" in history[-1]) == (variant == "a1")
     assert math.isfinite(history[-1]["train_loss"])
@@ -201,17 +202,19 @@ def synthetic(tmp_path):
     return VideoDataset(data, "train", train=True), VideoDataset(data, "test", train=False)
 
 
-@pytest.mark.parametrize("how", THETAS)
+@pytest.mark.parametrize("how", ["model", "frozen", "random", "truth"])
 def test_dnet_looks_where_the_recipe_says(how, synthetic, monkeypatch):
     model = build_model("synthetic")
     batch = collate([synthetic[0][i] for i in range(4)])
-    theta = theta_to_use(model, batch, how)
+    theta = theta_from_source(model, batch, how)
     if how == "model":
         assert theta is None
     elif how == "frozen":
         assert_close(theta.delta_y, torch.full((4, 8), 0.7 * 64 / 20))
     elif how == "truth":
-        far = distance_to_truth(theta, batch["truth"], batch["n_frames"], 64, 64, (8, 20, 20))
+        far = distance_to_truth(
+            theta, batch["truth"], Extent(batch["n_frames"], 64, 64), (8, 20, 20)
+        )
         assert_close(far["distance_t"], torch.zeros(4), atol=1e-4, rtol=0)
     else:
         assert (theta.delta_t <= 6).all() and theta.mu_t.std() >= 0
@@ -221,7 +224,7 @@ def test_dnet_looks_where_the_recipe_says(how, synthetic, monkeypatch):
     monkeypatch.setattr(
         model, "forward", lambda f, n, theta=None: (seen.append(theta), forward(f, n, theta))[1]
     )
-    config = TrainConfig(epochs=1, batch_size=10, theta=how)
+    config = TrainConfig(epochs=1, batch_size=10, theta_source=how)
     train_epoch(
         model, synthetic[0], make_optimizer(model, config), config, 0, 0, torch.device("cpu")
     )
@@ -230,20 +233,20 @@ def test_dnet_looks_where_the_recipe_says(how, synthetic, monkeypatch):
 
 def test_a_model_trained_with_the_truth_is_evaluated_with_it(synthetic):
     model = build_model("synthetic", "b3")
-    config = TrainConfig(theta="truth")
+    config = TrainConfig(theta_source="truth")
     measured = evaluate(model, synthetic[1], theta=theta_at_test(model, config))
     assert measured["distance_t"] < 1e-3 and measured["iou_yx"] > 0.1
     frozen = evaluate(model, synthetic[1])
     assert frozen["distance_t"] > 3 and frozen["iou_yx"] < measured["iou_yx"]
     assert frozen["delta_t_mean"] == pytest.approx(6)
     at_random = evaluate(
-        model, synthetic[1], theta=theta_at_test(model, replace(config, theta="random"))
+        model, synthetic[1], theta=theta_at_test(model, replace(config, theta_source="random"))
     )
     assert at_random == frozen  # never at random when it is measured
 
 
 def test_the_truth_is_asked_only_of_clips_that_have_one(sets, tmp_path):
-    config = replace(TRAIN, theta="truth")
+    config = replace(TRAIN, theta_source="truth")
     with pytest.raises(ValueError, match="these have no truth"):
         fit(model_of(), *sets, config, run_dir=tmp_path / "run")
 

@@ -11,7 +11,7 @@ import torch
 from test_banded import dense
 from torch.testing import assert_close
 
-from s2dlib.sampler import DetailSampler, Theta, grid_centres
+from s2dlib.sampler import DetailSampler, Extent, Theta, grid_centres
 from s2dlib.training.windows import random_theta
 
 HERE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -114,7 +114,7 @@ def test_at_the_papers_size_the_kernels_are_those_of_float64(where, precision, t
 
 def centres(n, where, size=(16, 112, 112), side=224):
     """p_t, p_y, p_x at the paper's size: of the uniform grid, of random_theta, or off-screen."""
-    theta = random_theta(n, side, side, size)
+    theta = random_theta(Extent(n, side, side), size)
     if where != "drawn":
         mu, full = {"whole": 0.5, "outside": 1.4}[where], n / size[0]
         middle, stride = torch.full_like(theta.mu_y, mu), torch.full_like(theta.mu_y, 2.0)
@@ -151,7 +151,7 @@ def test_offsets_beyond_two_to_the_31_are_read_right(triton_kernels):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_frames_on_another_gpu_are_sampled_there(triton_kernels):
     frames, n = torch.randint(256, (2, 3, 20, 40, 36), dtype=torch.uint8), torch.tensor([20, 13])
-    theta = random_theta(n, 40, 36, (4, 18, 20))
+    theta = random_theta(Extent(n, 40, 36), (4, 18, 20))
     expected = DetailSampler((4, 18, 20), how="dense")(frames, theta, n)
     second = torch.device("cuda", 1)
     sampler = DetailSampler((4, 18, 20), how="banded")

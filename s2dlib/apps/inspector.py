@@ -32,7 +32,7 @@ from s2dlib.data.decoding import ClipError
 from s2dlib.model import S2DNet
 from s2dlib.report import figures
 from s2dlib.report.records import load_run
-from s2dlib.sampler import Theta, grid_centres
+from s2dlib.sampler import Extent, Theta, grid_centres
 from s2dlib.training.windows import distance_to_truth
 
 DEMO = "../data/demo/demo.csv"  # a few synthetic clips; seen from notebooks/, as all csv are
@@ -393,7 +393,9 @@ class Inspector:
 
     def _truth_words(self) -> str:
         size, extent = self.model.config.detail_size, self.frames.shape[3:]
-        far = distance_to_truth(self.out.theta, self._truth[None], self.n_frames, *extent, size)
+        far = distance_to_truth(
+            self.out.theta, self._truth[None], Extent(self.n_frames, *extent), size
+        )
         return (
             f"From the true detail, the centre is {far['distance_t'].item():.1f} frames and "
             f"{far['distance_yx'].item():.1f} pixels away."

@@ -18,7 +18,7 @@ from torchvision.models.resnet import Bottleneck
 
 from s2dlib.backbones.base import Backbone
 from s2dlib.backbones.tsm import SHIFT_DIV, FramewiseStage, Shifted
-from s2dlib.backbones.weights import load_state, load_torchvision, read_weights
+from s2dlib.backbones.weights import load_torchvision, load_weights, read_weights
 
 SEGMENT = 5  # frames of a segment: the middle one, whose features are taken, and two either side
 SHARE = 0.25  # of the differences in what goes on, for 16 segments (the release; 0.5 for 8)
@@ -150,7 +150,8 @@ def tdn_resnet50(weights: str | None = None) -> Backbone:
         stages[name] = FramewiseStage(*(Differenced(block) for block in layer))
     backbone = Backbone(stages, {"res2": 256, "res3": 512, "res4": 1024, "res5": 2048})
     if ours:
-        load_state(backbone, without_biases(published), published_keys(backbone), weights)
+        state, names = without_biases(published), published_keys(backbone)
+        load_weights(backbone, state, str(weights), names=names)
     return backbone.to(memory_format=torch.channels_last)
 
 

@@ -3,54 +3,113 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state_dict of a published file; only tensors are unpickled.
+    """The state_dict of a file: safetensors, or a published .pth, of which tensors alone are read.
 
     Raises:
         FileNotFoundError: no such file.
+        ValueError: a damaged safetensors file, or something else under that name.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"weights {str(path)!r}: no such file")
+    if Path(path).suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file ({error})") from error
     state = torch.load(path, map_location="cpu", weights_only=True)
     for name in ("model_state", "state_dict"):  # SlowFast's and pytorchvideo's, TSM's
         state = state.get(name, state)
     return {k.removeprefix("module."): v for k, v in state.items()}
 
 
-def load_state(
-    module: nn.Module, theirs: dict[str, Tensor], names: dict[str, str], path: str | Path
+@dataclass(frozen=True)
+class Difference:
+    """How the weights of a state_dict differ from a module's own; false where not at all."""
+
+    missing: set[str]
+    unexpected: set[str]
+    reshaped: set[str]  # key, shape there, shape here
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.reshaped)
+
+    def __str__(self) -> str:
+        parts = {"missing": self.missing, "unexpected": self.unexpected}
+        parts["shapes (there, here)"] = self.reshaped
+        n = sum(map(len, parts.values()))
+        return f"{n} keys differ; " + "; ".join(
+            f"{words}: {', '.join(sorted(keys)[:6])}{', ...' * (len(keys) > 6)}"
+            for words, keys in parts.items()
+            if keys
+        )
+
+
+def compare_state_dicts(state: dict[str, Tensor], own: dict[str, Tensor]) -> Difference:
+    """What a state lacks, has besides, or has in another shape than a module's own."""
+    return Difference(
+        missing=own.keys() - state.keys(),
+        unexpected=state.keys() - own.keys(),
+        reshaped={
+            f"{key} {tuple(value.shape)} {tuple(own[key].shape)}"
+            for key, value in state.items()
+            if key in own and value.shape != own[key].shape
+        },
+    )
+
+
+def load_weights(
+    module: nn.Module,
+    state: dict[str, Tensor],
+    source: str | Path,
+    *,
+    names: dict[str, str] | None = None,
+    optional: tuple[str, ...] = (),
 ) -> None:
-    """Load published weights whose keys have other names.
+    """Load a state_dict whole; an error names what is missing, unexpected or of another shape.
 
     Args:
         module: gets the weights.
-        theirs: what read_weights gave of the file, without what has no place here.
-        names: each key of the module -> its name there.
-        path: the file, for the error.
+        source: where they come from, for the error.
+        names: each key of the module -> its name in the state; None: the same. Layers that are a
+            convolution in one place and linear in the other have shapes of the same size.
+        optional: how keys begin that may be missing; they keep the module's own weights.
 
     Raises:
-        ValueError: keys are missing, left over or of another size; lists the first of them.
+        ValueError: the weights are not those of the module.
     """
     own = module.state_dict()
-    differ = sorted(set(theirs) ^ set(names.values()))
-    differ += [n for k, n in names.items() if n in theirs and theirs[n].numel() != own[k].numel()]
-    if differ:
-        raise ValueError(
-            f"{path}: not the weights of this network; {len(differ)} keys are missing, left over "
-            f"or of another size, the first: {', '.join(differ[:5])}"
-        )
-    module.load_state_dict({k: theirs[name].view_as(own[k]) for k, name in names.items()})
+    there = own if names is None else {names[key]: value for key, value in own.items()}
+    if names is not None:
+        state = {
+            key: value.view_as(there[key])
+            if key in there and value.numel() == there[key].numel()
+            else value
+            for key, value in state.items()
+        }
+    left_out = {key for key in there.keys() - state.keys() if key.startswith(optional)}
+    needed = {key: value for key, value in there.items() if key not in left_out}
+    if difference := compare_state_dicts(state, needed):
+        raise ValueError(f"{source}: not the weights of this network; {difference}")
+    of = names or {key: key for key in own}
+    module.load_state_dict({k: own[k] if of[k] in left_out else state[of[k]] for k in own})
+
+
+CLASSIFIERS = ("classifier.", "fc.", "head.")  # of torchvision's networks
 
 
 def load_torchvision(name: str, weights: str | None) -> nn.Module:
-    """A torchvision classifier; its own classifier layer is not used here.
+    """A torchvision network; its own classifier layer is not used here.
 
     Args:
         name: as torchvision's get_model takes it.
@@ -62,30 +121,18 @@ def load_torchvision(name: str, weights: str | None) -> nn.Module:
         FileNotFoundError: weights is neither a name nor a file.
         ValueError: the file's keys or shapes are not those of this model (its classifier apart).
     """
-    names = [w.name for w in get_model_weights(name)] + ["DEFAULT"]
-    if weights is None or weights in names:
+    published = [w.name for w in get_model_weights(name)] + ["DEFAULT"]
+    if weights is None or weights in published:
         return get_model(name, weights=weights)
     if not Path(weights).is_file():
         raise FileNotFoundError(
-            f"weights {weights!r} of {name}: neither a file nor one of torchvision's names {names}"
+            f"weights {weights!r} of {name}: neither a file nor one of torchvision's names "
+            f"{published}"
         )
     model = get_model(name, weights=None)
-    state = {_torchvision_key(k): v for k, v in read_weights(weights).items()}
-    ours, theirs = (
-        {k: v for k, v in d.items() if not k.startswith(("classifier.", "fc.", "head."))}
-        for d in (model.state_dict(), state)
-    )
-    differ = sorted(
-        k
-        for k in ours | theirs
-        if getattr(ours.get(k), "shape", 0) != getattr(theirs.get(k), "shape", 1)
-    )
-    if differ:
-        raise ValueError(
-            f"{weights}: not the weights of {name}; {len(differ)} keys are missing, left over or "
-            f"of another shape, the first: {', '.join(differ[:5])}"
-        )
-    model.load_state_dict(theirs, strict=False)
+    state = {_torchvision_key(key): value for key, value in read_weights(weights).items()}
+    state = {key: value for key, value in state.items() if not key.startswith(CLASSIFIERS)}
+    load_weights(model, state, weights, optional=CLASSIFIERS)
     return model
 
 
@@ -107,18 +154,3 @@ def _torchvision_key(key: str) -> str:
     if layer >= last:
         return f"features.{block}.conv.{last // 3 + layer - last}.{rest}"
     return f"features.{block}.conv.{layer // 3}.{layer % 3}.{rest}"
-
-
-def mismatch(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    """In words, how weights differ from those that a model has; empty where they do not."""
-    shapes = {k: (tuple(v.shape), tuple(own[k].shape)) for k, v in state.items() if k in own}
-    found = {
-        "it lacks": {k.rpartition(".")[0] for k in own.keys() - state.keys()},  # modules
-        "it has besides": {k.rpartition(".")[0] for k in state.keys() - own.keys()},
-        "shapes (there, here)": {f"{k} {a} {b}" for k, (a, b) in shapes.items() if a != b},
-    }
-    parts = []
-    for words, names in found.items():
-        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-        parts += [f"{words} {', '.join(sorted(names)[:6])}{more}"] if names else []
-    return "; ".join(parts)

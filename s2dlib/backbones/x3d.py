@@ -10,7 +10,7 @@ import math
 from torch import Tensor, nn
 
 from s2dlib.backbones.base import Backbone
-from s2dlib.backbones.weights import load_state, read_weights
+from s2dlib.backbones.weights import load_weights, read_weights
 
 STAGES = {"res2": (12, 1), "res3": (24, 2), "res4": (48, 5), "res5": (96, 3)}  # width, blocks
 STEM_WIDTH, BOTTLENECK, POOLED = 12, 2.25, 2048  # before the width factor; ratio; after pooling
@@ -80,7 +80,7 @@ def x3d(width: float, depth: float, weights: str | None = None) -> Backbone:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: keys are missing, left over or of another size (load_state).
+        ValueError: keys are missing, left over or of another size (load_weights).
     """
     C = round_width(STEM_WIDTH * width)
     spatial = nn.Conv3d(3, C, (1, 3, 3), (1, 2, 2), (0, 1, 1), bias=False)
@@ -100,7 +100,7 @@ def x3d(width: float, depth: float, weights: str | None = None) -> Backbone:
     backbone = Backbone(stages, channels, neck, POOLED)
     if weights is not None:
         theirs = {k: v for k, v in read_weights(weights).items() if "proj" not in k}
-        load_state(backbone, theirs, published_keys(backbone), weights)
+        load_weights(backbone, theirs, weights, names=published_keys(backbone))
     return backbone
 
 

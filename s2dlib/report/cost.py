@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2dlib.model import S2DNet, scale_of
-from s2dlib.sampler import check_clips
+from s2dlib.sampler import Extent, check_clips
 
 PARTS = {  # name -> module
     "SNet backbone": "snet.backbone",
@@ -92,7 +92,7 @@ def steps(model: S2DNet, frames: Tensor) -> dict[str, Callable[[], object]]:
         volume = model.normalise(out.detail_volume, scale)
     return {
         "synopsis sampler": partial(model.synopsis_sampler, frames, n),
-        "SNet": partial(model.snet, synopsis, (n, *frames.shape[-2:])),
+        "SNet": partial(model.snet, synopsis, Extent.of(frames, n)),
         "detail sampler": partial(model.detail_sampler, frames, out.theta, n),
         "DNet": partial(model.dnet, volume, out.context),
     }

@@ -16,7 +16,7 @@ from s2dlib.data.dataset import TRUTH, VideoDataset
 from s2dlib.data.loader import load_batches
 from s2dlib.model import Output, S2DNet
 from s2dlib.report.records import best_device, load_run, workers_of
-from s2dlib.sampler import Theta, check_clips, frozen_theta, grid_centres
+from s2dlib.sampler import Extent, Theta, check_clips, frozen_theta, grid_centres
 from s2dlib.training.evaluation import batch_sums, evaluate, theta_at_test
 from s2dlib.training.windows import distance_to_truth, nearest_detail_frame
 
@@ -55,7 +55,9 @@ def where_it_looks(
         if "truth" in batch:
             moment = batch["truth"][:, 0]
             row |= dict(zip(TRUTH, batch["truth"].unbind(1), strict=True))
-            row |= distance_to_truth(theta, batch["truth"], batch["n_frames"], *extent, size)
+            row |= distance_to_truth(
+                theta, batch["truth"], Extent(batch["n_frames"], *extent), size
+            )
         z = nearest_detail_frame(theta, moment, batch["n_frames"], size[0])  # (B, 1)
         if "truth" in batch:
             p_t = grid_centres(theta.mu_t, theta.delta_t, size[0], batch["n_frames"])  # (B, T_D)
@@ -197,8 +199,8 @@ def _exchanged(
     another = own.map(lambda v: v.roll(dataset.n_crops, dims=0))  # no video keeps its own
 
     def uniform(batch: dict[str, Tensor]) -> Theta:
-        extent = (batch["n_frames"], *batch["frames"].shape[-2:])
-        return frozen_theta(*extent, model.config.detail_size, "full")
+        extent = Extent.of(batch["frames"], batch["n_frames"])
+        return frozen_theta(extent, model.config.detail_size, "full")
 
     def true_centres(batch: dict[str, Tensor]) -> Theta:
         theta = own.map(lambda v: v[rows[batch["index"]]])

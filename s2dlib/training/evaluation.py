@@ -13,9 +13,9 @@ from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.loader import load_batches
 from s2dlib.losses import detail_loss, synopsis_loss, topk_hits
 from s2dlib.model import Output, S2DNet
-from s2dlib.sampler import Theta
+from s2dlib.sampler import Extent, Theta
 from s2dlib.training.distributed import everyones, place, share, total
-from s2dlib.training.windows import distance_to_truth, theta_to_use
+from s2dlib.training.windows import distance_to_truth, theta_from_source
 
 
 def theta_statistics(out: Output, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -44,8 +44,8 @@ def truth_statistics(out: Output, batch: dict[str, Tensor]) -> dict[str, Tensor]
     if out.theta is None or "truth" not in batch:
         return {}
     theta = out.theta.map(lambda v: v.detach().float())
-    extent = (batch["n_frames"], *batch["frames"].shape[-2:])
-    far = distance_to_truth(theta, batch["truth"], *extent, out.detail_volume.shape[-3:])
+    extent = Extent.of(batch["frames"], batch["n_frames"])
+    far = distance_to_truth(theta, batch["truth"], extent, out.detail_volume.shape[-3:])
     return {k: v.double().sum() for k, v in far.items()}
 
 
@@ -64,9 +64,9 @@ def theta_at_test(
 
     None: where the model says.
     """
-    if config.theta in ("model", "random"):
+    if config.theta_source in ("model", "random"):
         return None
-    return lambda batch: theta_to_use(model, batch, config.theta)
+    return lambda batch: theta_from_source(model, batch, config.theta_source)
 
 
 @torch.no_grad()

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
-from s2dlib.backbones.weights import mismatch
+from s2dlib.backbones.weights import compare_state_dicts, load_weights, read_weights
 from s2dlib.model import S2DNet, build_model
 
 # Weights of which each row belongs to a class, and those whose last inputs are s.
@@ -17,7 +16,7 @@ CLASS_INPUTS = ["snet.theta_head.convolutions.0.weight", "snet.context_head.fc.w
 
 
 @torch.no_grad()
-def take_up(model: S2DNet, start: S2DNet, classes: Sequence[str]) -> None:
+def initialise_from(model: S2DNet, start: S2DNet, classes: Sequence[str]) -> None:
     """Start a model from a trained one of the same networks, for the same or for other classes.
 
     What belongs to a class (rows of h_s and h_d, the inputs of s in f_theta and f_m) is taken up by
@@ -34,8 +33,8 @@ def take_up(model: S2DNet, start: S2DNet, classes: Sequence[str]) -> None:
     with torch.device("meta"):  # shapes alone: the trained model, had it these classes
         alike = build_model(start.config, n_classes=len(classes)).state_dict()
     own, state = model.state_dict(), start.state_dict()
-    if differs := mismatch(alike, own):
-        raise ValueError(f"the checkpoint is of another architecture than the model: {differs}")
+    if difference := compare_state_dicts(alike, own):
+        raise ValueError(f"the checkpoint is of another architecture than the model: {difference}")
     here = [n for n, name in enumerate(classes) if name in start.classes]
     there = [start.classes.index(classes[n]) for n in here]
     for name, weight in own.items():
@@ -67,15 +66,17 @@ def load_networks(model: S2DNet, snet: str | Path | None, dnet: str | Path | Non
         network = getattr(model, part)
         if network is None:
             raise ValueError(f"{path}: given for {part}, which this model does not have")
-        state = {k: v for k, v in load_file(path).items() if k.startswith(f"{part}.")}
-        state = {k.removeprefix(f"{part}."): v for k, v in state.items()}
-        own = network.state_dict()
-        if part == "dnet" and "classifier.weight" in state:
-            seen, weight = state["classifier.weight"], own["classifier.weight"]
+        prefix = f"{part}."
+        state = {
+            key.removeprefix(prefix): value
+            for key, value in read_weights(path).items()
+            if key.startswith(prefix)
+        }
+        if not state:
+            raise ValueError(f"{path}: expected weights of {part}, there are none")
+        if part == "dnet":
+            seen, weight = state["classifier.weight"], network.state_dict()["classifier.weight"]
             if len(seen) == len(weight) and seen.shape[1] <= weight.shape[1]:
                 unseen = weight[:, seen.shape[1] :] * 0.1  # for m. (N, C_m)
                 state["classifier.weight"] = torch.cat((seen, unseen), dim=1)
-        misfits = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
-        if misfits or not state:
-            raise ValueError(f"{path}: no {part} for this model; it differs in {misfits[:5]}")
-        network.load_state_dict(state, strict=False)
+        load_weights(network, state, path, optional=("",))

@@ -48,7 +48,7 @@ from s2dlib.training.evaluation import (
     vars_of,
 )
 from s2dlib.training.optim import batches, learning_rate, make_optimizer, seed_everything
-from s2dlib.training.windows import theta_to_use
+from s2dlib.training.windows import theta_from_source
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -158,7 +158,7 @@ def backward(
 
     The batch lies on the device, and nothing here makes the CPU wait for it.
     """
-    labels, theta = batch["label"], theta_to_use(model, batch, config.theta)
+    labels, theta = batch["label"], theta_from_source(model, batch, config.theta_source)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and device.type == "cuda"):
         out = net(batch["frames"], batch["n_frames"], theta)
     loss = s2d_loss(out, labels, config.alpha, config.masked, config.label_smoothing)
@@ -239,7 +239,7 @@ def fit(
         history, begun = [], None
         if path is not None:
             history, begun = load_checkpoint(path, model, optimizer, identity)
-        net = together(model, device, unused=config.theta != "model")
+        net = together(model, device, unused=config.theta_source != "model")
         scale = config.rate_scale
         log.info(
             f"{config.batch_size} clips a step in {world} x {config.accumulate} parts; peak lr "

@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from s2dlib.config import Size
+from s2dlib.config import Size, ThetaSource
 from s2dlib.model import S2DNet
-from s2dlib.sampler import Theta, anchored_zoom, grid_centres
+from s2dlib.sampler import Extent, Theta, anchored_zoom, grid_centres
 
 
-def random_theta(n_frames: Tensor, height: int, width: int, size: Size) -> Theta:
+def random_theta(extent: Extent, size: Size) -> Theta:
     """Windows at random, knowing nothing of the clip: DNet learns to read at any zoom (D9).
 
     In time s is log-uniform in [1/4, 1], in space in [0.45, 1]; half of the clips keep the uniform
@@ -22,7 +22,7 @@ def random_theta(n_frames: Tensor, height: int, width: int, size: Size) -> Theta
     Args: as in frozen_theta.
     """
     T_D, H_D, W_D = size
-    n = n_frames.float()  # (B,)
+    n = extent.n_frames.float()  # (B,)
     B = len(n)
 
     def zoom(smallest: float) -> Tensor:
@@ -32,13 +32,13 @@ def random_theta(n_frames: Tensor, height: int, width: int, size: Size) -> Theta
     s_t, s_yx = zoom(0.25), zoom(0.45)
     a_t, a_y, a_x = torch.rand(3, B, device=n.device)
     mu_t, delta_t = anchored_zoom(a_t, s_t, n / T_D)
-    mu_y, delta_y = anchored_zoom(a_y, s_yx, height / H_D)
-    mu_x, delta_x = anchored_zoom(a_x, s_yx, width / W_D)
+    mu_y, delta_y = anchored_zoom(a_y, s_yx, extent.height / H_D)
+    mu_x, delta_x = anchored_zoom(a_x, s_yx, extent.width / W_D)
     space = [v[:, None].expand(B, T_D) for v in (mu_y, mu_x, delta_y, delta_x)]
     return Theta(mu_t, delta_t, *space)
 
 
-def true_theta(truth: Tensor, n_frames: Tensor, height: int, width: int, size: Size) -> Theta:
+def true_theta(truth: Tensor, extent: Extent, size: Size) -> Theta:
     """A window of twice the detail's size and duration around it: the ceiling of what theta can do.
 
     Strides are at least one frame or pixel, and at most full coverage.
@@ -48,12 +48,14 @@ def true_theta(truth: Tensor, n_frames: Tensor, height: int, width: int, size: S
         others: as in frozen_theta.
     """
     T_D, H_D, W_D = size
-    n = n_frames.float()  # (B,)
+    n = extent.n_frames.float()  # (B,)
     t, duration, side, y, x = truth.to(n).unbind(1)  # (B,) each
     delta_t = torch.minimum((2 * duration / T_D).clamp(min=1), n / T_D)
-    delta_y = (2 * side / H_D).clamp(1, max(1.0, height / H_D))
-    delta_x = (2 * side / W_D).clamp(1, max(1.0, width / W_D))
-    space = [v[:, None].expand(-1, T_D) for v in (y / height, x / width, delta_y, delta_x)]
+    delta_y = (2 * side / H_D).clamp(1, max(1.0, extent.height / H_D))
+    delta_x = (2 * side / W_D).clamp(1, max(1.0, extent.width / W_D))
+    space = [
+        v[:, None].expand(-1, T_D) for v in (y / extent.height, x / extent.width, delta_y, delta_x)
+    ]
     return Theta(t / n, delta_t, *space)
 
 
@@ -63,9 +65,7 @@ def nearest_detail_frame(theta: Theta, moment: Tensor, n_frames: Tensor, T_D: in
     return (p_t - moment[:, None]).abs().argmin(dim=1, keepdim=True)
 
 
-def distance_to_truth(
-    theta: Theta, truth: Tensor, n_frames: Tensor, height: int, width: int, size: Size
-) -> dict[str, Tensor]:
+def distance_to_truth(theta: Theta, truth: Tensor, extent: Extent, size: Size) -> dict[str, Tensor]:
     """How far the sampled volume is from the detail, clip by clip.
 
     Args: as in true_theta.
@@ -76,12 +76,12 @@ def distance_to_truth(
         and the detail's square. Space is that of the detail frame nearest to the true moment.
     """
     T_D, H_D, W_D = size
-    n = n_frames.to(theta.mu_t)
+    n = extent.n_frames.to(theta.mu_t)
     t, duration, side, y, x = truth.to(n).unbind(1)  # (B,) each
     z = nearest_detail_frame(theta, t, n, T_D)  # (B, 1)
     names = ("mu_y", "mu_x", "delta_y", "delta_x")
     mu_y, mu_x, delta_y, delta_x = (getattr(theta, name).gather(1, z)[:, 0] for name in names)
-    at_y, at_x = mu_y * height, mu_x * width
+    at_y, at_x = mu_y * extent.height, mu_x * extent.width
 
     def overlap(a: Tensor, length_a: Tensor, b: Tensor, length_b: Tensor) -> Tensor:
         low = torch.maximum(a - length_a / 2, b - length_b / 2)
@@ -98,19 +98,19 @@ def distance_to_truth(
     }
 
 
-def theta_to_use(model: S2DNet, batch: dict[str, Tensor], how: str) -> Theta | None:
-    """Where DNet shall look (config.THETAS), where the batch lies; None: where the model says.
+def theta_from_source(model: S2DNet, batch: dict[str, Tensor], source: ThetaSource) -> Theta | None:
+    """Where DNet looks, on the device of the batch; None: where the model says.
 
     Raises:
         ValueError: the truth is asked for, of clips that have none.
     """
-    n, size = (batch["n_frames"], *batch["frames"].shape[-2:]), model.config.detail_size
-    if how == "random":
-        return random_theta(*n, size)
-    if how == "frozen":
-        return model.frozen_theta(*n)
-    if how == "truth":
+    extent, size = Extent.of(batch["frames"], batch["n_frames"]), model.config.detail_size
+    if source == "random":
+        return random_theta(extent, size)
+    if source == "frozen":
+        return model.frozen_theta(extent)
+    if source == "truth":
         if "truth" not in batch:
-            raise ValueError("theta='truth': expected synthetic clips; these have no truth")
-        return true_theta(batch["truth"], *n, size)
+            raise ValueError("theta_source='truth': expected synthetic clips; these have no truth")
+        return true_theta(batch["truth"], extent, size)
     return None
