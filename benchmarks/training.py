@@ -37,8 +37,8 @@ from s2dlib.presets import PRESETS, Preset
 from s2dlib.report.records import provenance
 from s2dlib.report.tables import write_measured
 from s2dlib.training.launch import fit_in_processes
-from s2dlib.training.loop import train_epoch
-from s2dlib.training.optim import batches, make_optimizer, seed_everything
+from s2dlib.training.loop import TrainState, train_epoch
+from s2dlib.training.optim import epoch_batches, make_optimizer, seed_everything
 
 
 class InMemory(Dataset):
@@ -91,7 +91,7 @@ def measure(
     one = {name: one[name].to(device) for name in ("frames", "n_frames", "label")}
 
     def loop() -> int:
-        train_epoch(model, memory, optimizer, config, 0, 0, device)
+        train_epoch(TrainState(model, optimizer, config, device=device), memory, 0)
         return n_clips
 
     def step() -> int:
@@ -106,7 +106,7 @@ def measure(
         return n_clips
 
     def loader() -> int:
-        parts = batches(len(videos), size, 0, 0)[:n_steps]
+        parts = epoch_batches(len(videos), size, 0, 0)[:n_steps]
         read = load_batches(videos, steps=parts, workers=config.workers, device=device)
         return sum(len(batch["label"]) for batch in read)
 

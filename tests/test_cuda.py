@@ -135,7 +135,7 @@ def evaluation_step(model: S2DNet, batch: dict[str, Tensor], recipe: TrainConfig
         theta = look(batch) if look is not None and model.dnet is not None else None
         with torch.autocast("cuda", torch.bfloat16):
             out = model.eval()(batch["frames"], batch["n_frames"], theta)
-        sums = evaluation.batch_sums(out, batch["label"]) | evaluation.theta_statistics(out, batch)
+        sums = evaluation.batch_sums(out, batch["label"]) | evaluation.theta_shares(out, batch)
         sums |= evaluation.truth_statistics(out, batch)
     check(out, sums)
     assert not lines
@@ -171,7 +171,7 @@ def test_every_row_and_recipe_on_cuda_keeps_float32_and_does_not_wait(
     cases = [("a0", recipe) for recipe in recipes]
     if PRESETS[preset].model.dnet is not None:
         cases += [(row, recipes[0]) for row in VARIANTS]
-        cases += [("a0", replace(recipes[0], theta=theta)) for theta in ("frozen", "random")]
+        cases += [("a0", replace(recipes[0], theta_source=theta)) for theta in ("frozen", "random")]
     for row, recipe in cases:
         model, batch = fake_model(preset, row), batch_of(preset)
         with counted() as lines:
@@ -246,7 +246,7 @@ def test_the_loops_wait_once_a_step_and_never_in_evaluation(launched, thin_backb
         model, clips = fake_model("synthetic", "a0"), Clips(range(4 * n_steps))
         optimizer = make_optimizer(model, recipe)
         with counted() as training:
-            loop.train_epoch(model, clips, optimizer, recipe, 0, 0, CUDA)
+            loop.train_epoch(loop.TrainState(model, optimizer, recipe, device=CUDA), clips, 0)
         with counted() as testing:
             evaluation.evaluate(model, clips, batch_size=4, device=CUDA)
         return training, testing

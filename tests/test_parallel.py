@@ -15,7 +15,7 @@ from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.synthetic import write_dataset
 from s2dlib.model import build_model
 from s2dlib.presets import PRESETS
-from s2dlib.training.distributed import share
+from s2dlib.training.distributed import shard
 from s2dlib.training.launch import fit_in_processes
 
 
@@ -42,7 +42,7 @@ def trained(csv, run, config, processes, dropout=0.0):
 
 @pytest.mark.parametrize("n", [0, 1, 7, 8])
 def test_shares_are_disjoint_whole_and_differ_by_one(n):
-    parts = [share(range(n), i, 3) for i in range(3)]
+    parts = [shard(range(n), i, 3) for i in range(3)]
     assert sum(map(list, parts), []) == list(range(n))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

@@ -20,9 +20,9 @@ from s2dlib.data.synthetic import write_dataset
 from s2dlib.model import Output, build_model
 from s2dlib.presets import PRESETS
 from s2dlib.sampler import Extent
-from s2dlib.training.evaluation import add, averages, batch_sums, evaluate, theta_at_test
-from s2dlib.training.loop import fit, memory_advice, train_epoch
-from s2dlib.training.optim import batches, learning_rate, make_optimizer, seed_everything
+from s2dlib.training.evaluation import Means, batch_sums, evaluate, theta_at_test
+from s2dlib.training.loop import TrainState, fit, memory_advice, train_epoch
+from s2dlib.training.optim import epoch_batches, learning_rate, make_optimizer, seed_everything
 from s2dlib.training.windows import distance_to_truth, theta_from_source
 
 MODEL = ModelConfig(
@@ -125,7 +125,7 @@ def test_a_row_without_theta_head_has_one_group(variant):
 
 @pytest.mark.parametrize(("n", "size"), [(12, 4), (13, 4), (3, 8), (8, 1)])
 def test_batches_cover_the_clips_but_for_an_incomplete_one(n, size):
-    steps = batches(n, size, seed=1, epoch=2)
+    steps = epoch_batches(n, size, seed=1, epoch=2)
     flat = sum(steps, [])
     assert all(len(step) == min(size, n) for step in steps)
     assert len(set(flat)) == len(flat) == n - n % min(size, n)
@@ -133,10 +133,12 @@ def test_batches_cover_the_clips_but_for_an_incomplete_one(n, size):
 
 
 def test_batches_depend_on_seed_and_epoch_alone():
-    first = batches(20, 4, seed=1, epoch=2)
+    first = epoch_batches(20, 4, seed=1, epoch=2)
     torch.manual_seed(99)
-    assert first == batches(20, 4, seed=1, epoch=2)
-    assert first != batches(20, 4, seed=1, epoch=3) and first != batches(20, 4, seed=2, epoch=2)
+    assert first == epoch_batches(20, 4, seed=1, epoch=2)
+    assert first != epoch_batches(20, 4, seed=1, epoch=3) and first != epoch_batches(
+        20, 4, seed=2, epoch=2
+    )
 
 
 def test_the_seed_of_an_epoch_repeats():
@@ -225,9 +227,7 @@ def test_dnet_looks_where_the_recipe_says(how, synthetic, monkeypatch):
         model, "forward", lambda f, n, theta=None: (seen.append(theta), forward(f, n, theta))[1]
     )
     config = TrainConfig(epochs=1, batch_size=10, theta_source=how)
-    train_epoch(
-        model, synthetic[0], make_optimizer(model, config), config, 0, 0, torch.device("cpu")
-    )
+    train_epoch(TrainState(model, make_optimizer(model, config), config), synthetic[0], 0)
     assert len(seen) == 2 and all((theta is None) == (how == "model") for theta in seen)
 
 
@@ -254,14 +254,14 @@ def test_the_truth_is_asked_only_of_clips_that_have_one(sets, tmp_path):
 def test_sums_over_two_thousand_bfloat16_steps_keep_their_mean():
     logits = torch.zeros(4, 20, dtype=torch.bfloat16)  # loss log 20 = 2.996 in each step
     logits[:, 0] = 0.01
-    labels, sums = torch.tensor([1, 2, 3, 0]), {}
+    labels, means = torch.tensor([1, 2, 3, 0]), Means()
     mask = torch.ones_like(logits)
     for _ in range(2000):
         out = Output(logits.float(), logits, mask, None, None, None, None, logits)
-        add(sums, batch_sums(out, labels))
-    assert {value.dtype for value in sums.values()} == {torch.float64}
+        means.add(4, batch_sums(out, labels))
+    assert {value.dtype for value in means.sums.values()} == {torch.float64}
     mean = torch.nn.functional.cross_entropy(logits.double(), labels).item()
-    for name, value in averages({k: v.item() for k, v in sums.items()}, 8000).items():
+    for name, value in means.all_reduce().items():
         expected = {"loss_s": mean, "loss_d": mean}.get(name, 25.0 if name.endswith("top1") else 50)
         assert name.endswith("top5") or value == pytest.approx(expected, rel=1e-6)
 
@@ -381,7 +381,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
 
 @pytest.mark.parametrize("theta", ["model", "frozen"])
 def test_the_history_tells_how_much_of_theta_is_at_its_bounds(theta, sets, tmp_path):
-    row = fit(model_of(), *sets, replace(TRAIN, theta=theta), run_dir=tmp_path / "run")[-1]
+    row = fit(model_of(), *sets, replace(TRAIN, theta_source=theta), run_dir=tmp_path / "run")[-1]
     # Six frames on three, 24 pixels on twelve; frozen is all of them, or stride 1 in the middle.
     if theta == "frozen":
         assert row["train_delta_t_full"] == 100 and row["train_delta_t_low"] == 0
@@ -417,9 +417,8 @@ def test_parts_of_a_step_add_up_to_the_step(sets):
         model = model_of(dropout=0.0).eval()
         model.train = partial(model.train, False)  # batch norm as in evaluation: it sees parts
         optimizer = make_optimizer(model, config)
-        device = torch.device("cpu")
-        how = replace(config, accumulate=accumulate, clip_grad_norm=math.inf)
-        train_epoch(model, sets[0], optimizer, how, 0, 0, device)
+        changed = replace(config, accumulate=accumulate, clip_grad_norm=math.inf)
+        train_epoch(TrainState(model, optimizer, changed), sets[0], 0)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert_close(gradients[1], gradients[0])
     assert_close(gradients[2], gradients[0])
@@ -448,8 +447,8 @@ def test_the_recipes_of_the_paper_settings_have_the_rates_of_their_sources(prese
     first, second = recipes["authors-1"], replace(recipes["authors-2"], batch_size=256)
     assert first.lr * first.rate_scale == pytest.approx(1e-5 * 32)
     assert second.lr * second.rate_scale == pytest.approx(1e-6 * 256)
-    assert second.lr_theta == pytest.approx(0.1 * second.lr) and second.theta == "model"
-    assert (first.epochs, second.epochs, first.theta) == (40, 80, "frozen")
+    assert second.lr_theta == pytest.approx(0.1 * second.lr) and second.theta_source == "model"
+    assert (first.epochs, second.epochs, first.theta_source) == (40, 80, "frozen")
     assert recipes["paper"].rate_scale == 1
 
 

@@ -6,7 +6,7 @@ that a step sees do not depend on how many there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,28 +16,29 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """This process's number and how many there are; (0, 1) alone."""
-    together = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
-def everyones(value: Any) -> list[Any]:  # noqa: ANN401
-    """A value of each process, in their order, known to all; any that pickle takes."""
-    values = [value] * place()[1]
+def all_gather(value: Any) -> list[Any]:  # noqa: ANN401
+    """The values of all processes, by rank; any that pickle takes."""
+    values = [value] * rank_and_world_size()[1]
     if len(values) > 1:
         dist.all_gather_object(values, value)
     return values
 
 
-def share(items: Sequence, part: int, n_parts: int) -> Sequence:
-    """One of n contiguous parts whose lengths differ by one at most."""
-    return items[part * len(items) // n_parts : (part + 1) * len(items) // n_parts]
+def shard(items: Sequence, rank: int, world_size: int) -> Sequence:
+    """One of world_size contiguous parts whose lengths differ by one at most."""
+    return items[rank * len(items) // world_size : (rank + 1) * len(items) // world_size]
 
 
-def total(sums: dict[str, Tensor | float]) -> dict[str, float]:
-    """Sums by name, added up over all processes; one that had no clips may lack names."""
-    parts = everyones({name: float(value) for name, value in sums.items()})
+def all_reduce(sums: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Sum over ranks, by name; a process that had no clips may lack names."""
+    parts = all_gather({name: float(value) for name, value in sums.items()})
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
@@ -82,7 +83,7 @@ class GlobalBatchNorm(_BatchNorm):
         return out if self.bias is None else out + self.bias.view(shape)
 
 
-def together(model: nn.Module, device: torch.device, unused: bool) -> nn.Module:
+def wrap_ddp(model: nn.Module, device: torch.device, unused: bool) -> nn.Module:
     """The model as a step calls it: alone itself, else its gradients averaged over processes.
 
     Batch norm then sees the clips of all of them, as it would in one process (SyncBatchNorm on
@@ -91,7 +92,7 @@ def together(model: nn.Module, device: torch.device, unused: bool) -> nn.Module:
     Args:
         unused: some parameters may get no gradient (theta is given).
     """
-    if place()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return model
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -25,7 +25,7 @@ from s2dlib.config import WEIGHTS, DataConfig, ModelConfig, TrainConfig
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.model import S2DNet, build_model
 from s2dlib.training.checkpoints import write_weights
-from s2dlib.training.distributed import place
+from s2dlib.training.distributed import rank_and_world_size
 from s2dlib.training.loop import check_batches, fit
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def main() -> None:
         torch.cuda.set_device(device)
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    level = logging.INFO if place()[0] == 0 else logging.WARNING
+    level = logging.INFO if rank_and_world_size()[0] == 0 else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stdout, format="%(message)s")
     try:
         model = build_model(ModelConfig(**job["model"]))
@@ -124,9 +124,16 @@ def main() -> None:
         data, val_data = DataConfig(**job["data"]), DataConfig(**job["val_data"])
         train_set = VideoDataset(data, job["train_split"], train=True, seed=job["data_seed"])
         val_set = VideoDataset(val_data, job["val_split"], train=False)
-        how = {"run_dir": job["run_dir"], "seed": job["seed"], "device": device}
-        config = TrainConfig(**job["train"])
-        fit(model, train_set, val_set, config, **how, tensorboard=job["tensorboard"])
+        fit(
+            model,
+            train_set,
+            val_set,
+            TrainConfig(**job["train"]),
+            run_dir=job["run_dir"],
+            seed=job["seed"],
+            device=device,
+            tensorboard=job["tensorboard"],
+        )
     except (ValueError, RuntimeError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     finally:

@@ -11,12 +11,14 @@ from torch import nn
 
 from s2dlib.config import TrainConfig
 from s2dlib.model import S2DNet
-from s2dlib.training.distributed import place
+from s2dlib.training.distributed import rank_and_world_size
 
 
 def seed_everything(seed: int, epoch: int = 0) -> None:
     """Seed Python, numpy and torch (all devices) from (seed, epoch), each process differently."""
-    mixed = int(np.random.SeedSequence((seed, epoch, place()[0])).generate_state(1)[0])
+    mixed = int(
+        np.random.SeedSequence((seed, epoch, rank_and_world_size()[0])).generate_state(1)[0]
+    )
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)
@@ -32,27 +34,37 @@ def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float
     return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float, epoch: int) -> None:
+    """Set each group's rate to a factor of its peak; 0 in the epochs that it waits."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor * (epoch >= group["wait"])
+
+
 def make_optimizer(model: S2DNet, config: TrainConfig) -> torch.optim.Optimizer:
     """Groups with their own rates: all else, f_theta, and its zooms, which may wait.
 
     Each holds `peak`, the rate at the top, and `wait`, the epochs before which its rate is 0. All
     else falls apart further where linear layers or biases have rates of their own.
     """
-    head = None if model.snet is None else model.snet.theta_head
-    zooms = {id(p) for p in (() if head is None else head.branches.zooms())}
-    theta = {id(p) for p in (() if head is None else head.parameters())}
-    factors = {id(p): 1.0 for p in model.parameters()}
-    for layer in model.modules():
-        linear = isinstance(layer, nn.Linear)
-        if linear or isinstance(layer, nn.modules.conv._ConvNd):  # not batch norm's biases
-            for name, p in layer.named_parameters(recurse=False):
-                factors[id(p)] = config.lr_fc if linear else 1.0
-                factors[id(p)] *= config.lr_bias if name == "bias" else 1.0
+    theta: set[nn.Parameter] = set()
+    zooms: set[nn.Parameter] = set()
+    if model.snet is not None and model.snet.theta_head is not None:
+        theta = set(model.snet.theta_head.parameters())
+        zooms = set(model.snet.theta_head.branches.zooms())
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    convolutions = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    fully_connected = {p for layer in linear for p in layer.parameters(recurse=False)}
+    biases = {m.bias for m in (*linear, *convolutions) if m.bias is not None}  # not batch norm's
+
+    def peak(p: nn.Parameter) -> float:
+        if p in theta:
+            return config.lr_theta * config.rate_scale
+        factor = config.lr_fc if p in fully_connected else 1.0
+        return config.lr * (factor * (config.lr_bias if p in biases else 1.0)) * config.rate_scale
+
     parts: dict[tuple[int, float], list[nn.Parameter]] = {}  # by kind and rate
     for p in model.parameters():
-        kind = (id(p) in theta) + (id(p) in zooms)
-        rate = config.lr_theta if kind else config.lr * factors[id(p)]
-        parts.setdefault((kind, rate * config.rate_scale), []).append(p)
+        parts.setdefault(((p in theta) + (p in zooms), peak(p)), []).append(p)
     groups = [
         {"params": parts[kind, rate], "lr": rate, "peak": rate}
         | {"wait": config.hold_zoom if kind == 2 else 0}
@@ -65,7 +77,7 @@ def make_optimizer(model: S2DNet, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
 
-def batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """The clips of each step of an epoch, in an order drawn from (seed, epoch).
 
     An incomplete batch is left out, unless it is the only one: batch norm on a few clips misleads.
