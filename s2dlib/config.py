@@ -24,7 +24,7 @@ class Config:
     """
 
     def __post_init__(self) -> None:
-        for name, adapter in _adapters(type(self)).items():
+        for name, adapter in _adapters(type(self)).items():  # type: ignore[arg-type]
             value = getattr(self, name)
             try:
                 object.__setattr__(self, name, adapter.validate_python(value))

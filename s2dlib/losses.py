@@ -50,8 +50,10 @@ def s2d_loss(
     return alpha * synopsis_loss(out, labels, label_smoothing) + loss_d
 
 
-def _full(logits: Tensor) -> Tensor:
+def _full(logits: Tensor | None) -> Tensor:
     """In float32, or float64 where they are. (B, N) -> (B, N)"""
+    if logits is None:
+        raise ValueError("expected logits of both networks; the model lacks the one of this loss")
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

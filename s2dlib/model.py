@@ -122,6 +122,8 @@ class S2DNet(PretrainedMixin, nn.Module):
     ) -> Output:
         """DNet's part, on what glance gave; arguments as of forward."""
         theta = seen.theta if theta is None else theta
+        if self.dnet is None or theta is None:
+            raise ValueError("expected a model with DNet, and a theta to look at")
         volume = self.detail_sampler(frames, theta, n_frames)
         logits = self.dnet(self.normalise(volume, scale_of(frames)), seen.context)
         scores = logits.float().softmax(dim=1)

@@ -126,7 +126,7 @@ class AttentionHead(nn.Module):
         (T_D, H_D, W_D), n = self.detail_size, extent.n_frames
         pooled = torch.cat((h.mean((3, 4)), h.amax((3, 4))), dim=1).transpose(1, 2)  # (B, T_S, 2C)
         theta = frozen
-        if self.time_score is not None:
+        if self.time_score and self.time_norm and self.time_zoom:
             change = pooled - pooled.mean(dim=1, keepdim=True)  # (B, T_S, 2C)
             change = self.time_norm(change.flatten(0, 1)).view_as(change)
             score = self.SHARPNESS * self.time_score(change)  # (B, T_S, 1)
@@ -136,7 +136,7 @@ class AttentionHead(nn.Module):
             zoom = bounded_zoom(raw, n / T_D, self.START_T)
             mu_t, delta_t = anchored_zoom(anchor, zoom, n / T_D)
             theta = replace(theta, mu_t=mu_t, delta_t=delta_t)
-        if self.space_score is not None:
+        if self.space_score and self.space_zoom:
             score = self.space_score(h.movedim(1, -1))[..., 0].float()  # (B, T_S, h, w)
             weights = (self.SHARPNESS * score).flatten(2).softmax(-1).view_as(score)
             a_y = (weights.sum(3) * centres_of(h.shape[3], h)).sum(2)  # (B, T_S)
@@ -184,7 +184,10 @@ def interpolate(values: Tensor, at: Tensor) -> Tensor:
     return torch.lerp(values.gather(1, left), values.gather(1, right), position - left)
 
 
-HEADS = {"fc": FcHead, "attention": AttentionHead}
+HEADS: dict[str, type[FcHead] | type[AttentionHead]] = {
+    "fc": FcHead,
+    "attention": AttentionHead,
+}
 
 
 class ThetaHead(nn.Module):
@@ -192,7 +195,7 @@ class ThetaHead(nn.Module):
 
     def __init__(self, config: ModelConfig, features: tuple[int, int, int, int]) -> None:
         super().__init__()
-        C_S, *positions = features
+        C_S, T_S, h, w = features
         C = config.theta_dim
         self.convolutions = nn.Sequential(
             nn.Conv3d(C_S + config.n_classes, C, 1, bias=False),
@@ -202,7 +205,7 @@ class ThetaHead(nn.Module):
             nn.BatchNorm3d(C),
             nn.ReLU(inplace=True),
         )
-        self.branches = HEADS[config.theta_head](config, (C, *positions))
+        self.branches: FcHead | AttentionHead = HEADS[config.theta_head](config, (C, T_S, h, w))
 
     def forward(self, features: Tensor, mask: Tensor, frozen: Theta, extent: Extent) -> Theta:
         """features: e (B, C_S, T_S, h, w); mask: s (B, N); frozen: theta where not learned.
@@ -211,7 +214,7 @@ class ThetaHead(nn.Module):
         1/256, a centre would lie on a grid of about one raw pixel (authors' release: float32, too).
         """
         with torch.autocast(features.device.type, enabled=False):
-            features = features.to(self.convolutions[0].weight.dtype)
+            features = features.to(next(self.parameters()).dtype)
             h = self.convolutions(torch.cat((features, expand_like(mask, features)), dim=1))
             return self.branches(h, frozen, extent)
 
@@ -280,6 +283,6 @@ def feature_shape(backbone: Backbone, size: Size) -> tuple[int, int, int, int]:
     """C_S, T_S, h, w of the features that a backbone makes of V, by asking it once."""
     was_training = backbone.training
     backbone.eval()  # or the batch norms would learn from zeros
-    shape = backbone(torch.zeros(1, 3, *size)).shape[1:]
+    _, C_S, T_S, h, w = backbone(torch.zeros(1, 3, *size)).shape
     backbone.train(was_training)
-    return tuple(shape)
+    return C_S, T_S, h, w

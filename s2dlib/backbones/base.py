@@ -6,6 +6,8 @@ Nothing rewires a network in place.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 
@@ -18,7 +20,7 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
-        stages: dict[str, nn.Module],
+        stages: Mapping[str, nn.Module],
         channels: dict[str, int],
         neck: nn.Module | None = None,
         pooled_channels: int | None = None,

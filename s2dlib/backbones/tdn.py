@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from s2dlib.backbones.base import Backbone
 from s2dlib.backbones.tsm import SHIFT_DIV, FramewiseStage, Shifted
@@ -28,7 +28,7 @@ REDUCTION = 16  # of the channels, where features of neighbouring segments are c
 class ShortTerm(nn.Module):
     """Stem and res2: a frame, and the motion around it from four differences (TDN, Sec. 3.2)."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: ResNet) -> None:
         super().__init__()
         self.stem = nn.Sequential(net.conv1, net.bn1, net.relu)
         self.pool = net.maxpool
@@ -123,6 +123,8 @@ class Differenced(Shifted):
     def __init__(self, block: Bottleneck) -> None:
         branch = nn.Sequential(block.conv2, block.bn2, block.relu, block.conv3, block.bn3)
         super().__init__(branch, block.downsample or nn.Identity(), block.relu)
+        self.shortcut: nn.Module
+        self.activation: nn.Module
         self.enter = nn.Sequential(block.conv1, block.bn1, block.relu)
         self.long_term = LongTerm(block.conv1.out_channels)
         self.temporal = TemporalConv(block.conv1.out_channels)

@@ -5,9 +5,10 @@ TSM: Lin et al., ICCV 2019. MobileNetV2: Sandler et al., CVPR 2018. ResNet: He e
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
 
@@ -24,7 +25,7 @@ class _Shift(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, fold: int, step: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, fold: int, step: int) -> Tensor:  # noqa: ANN401
         """x: (B, T, C, H, W); step: 1, or -1 for the opposite. Returns the same shape."""
         ctx.fold, ctx.step = fold, step
         y = x.clone()
@@ -34,7 +35,7 @@ class _Shift(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         return _Shift.apply(gradient, ctx.fold, -ctx.step), None, None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -108,8 +109,8 @@ def load_weights(
 CLASSIFIERS = ("classifier.", "fc.", "head.")  # of torchvision's networks
 
 
-def load_torchvision(name: str, weights: str | None) -> nn.Module:
-    """A torchvision network; its own classifier layer is not used here.
+def load_torchvision(name: str, weights: str | None) -> Any:  # noqa: ANN401
+    """A torchvision network, with attributes of its own; its classifier layer is not used here.
 
     Args:
         name: as torchvision's get_model takes it.

@@ -6,6 +6,7 @@ Axes: B videos, C channels, T x H x W. S and M are one network, fed with clips o
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,9 +24,13 @@ def round_width(width: float) -> int:
     return rounded + 8 if rounded < 0.9 * width else rounded
 
 
-def conv_bn(c_in: int, c_out: int, **how: object) -> tuple[nn.Conv3d, nn.BatchNorm3d]:
+def conv_bn(
+    c_in: int,
+    c_out: int,
+    **options: Any,  # noqa: ANN401
+) -> tuple[nn.Conv3d, nn.BatchNorm3d]:
     """A 3-D convolution without bias, and its batch norm."""
-    return nn.Conv3d(c_in, c_out, bias=False, **how), nn.BatchNorm3d(c_out)
+    return nn.Conv3d(c_in, c_out, bias=False, **options), nn.BatchNorm3d(c_out)
 
 
 class SqueezeExcite(nn.Module):
@@ -85,7 +90,7 @@ def x3d(width: float, depth: float, weights: str | None = None) -> Backbone:
     C = round_width(STEM_WIDTH * width)
     spatial = nn.Conv3d(3, C, (1, 3, 3), (1, 2, 2), (0, 1, 1), bias=False)
     temporal, bn = conv_bn(C, C, kernel_size=(5, 1, 1), padding=(2, 0, 0), groups=C)
-    stages: dict[str, nn.Module] = {"stem": nn.Sequential(spatial, temporal, bn, nn.ReLU())}
+    stages: dict[str, nn.Sequential] = {"stem": nn.Sequential(spatial, temporal, bn, nn.ReLU())}
     channels = {"stem": C}
     for name, (basis, n_blocks) in STAGES.items():
         c_out, blocks = round_width(basis * width), []
@@ -125,11 +130,11 @@ def published_keys(backbone: Backbone) -> dict[str, str]:
         "shortcut.1": "branch1_norm",
     }
     for stage, name in enumerate(STAGES, start=1):
-        for i, block in enumerate(backbone.stages[name]):
+        for i, block in enumerate(backbone.stages[name].children()):
             if isinstance(block, Block):
                 there = f"blocks.{stage}.res_blocks.{i}"
                 modules |= {f"stages.{name}.{i}.{k}": f"{there}.{v}" for k, v in parts.items()}
-    n = sum(isinstance(block, Block) for block in backbone.stages["res5"])
+    n = sum(isinstance(block, Block) for block in backbone.stages["res5"].children())
     modules[f"stages.res5.{n}"] = "blocks.5.pool.pre_conv"
     modules[f"stages.res5.{n + 1}"] = "blocks.5.pool.pre_norm"
     keys = {}

@@ -64,7 +64,11 @@ class PretrainedMixin(ModelHubMixin, Module):
         return DataConfig(**self.record["data"])
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:  # noqa: ANN401
+    def from_pretrained(  # type: ignore[override]  # a shorter name, and options by name alone
+        cls,
+        source: str | Path,
+        **options: Any,  # noqa: ANN401
+    ) -> Self:
         """A trained model, in evaluation mode, with its record. Nothing is unpickled.
 
         Args:

@@ -9,12 +9,15 @@ Axes: B clips, C colours, T x H x W raw frames, T_D x H_D x W_D detail volume.
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from s2dlib.kernels.cpu import OnCpu
+
+if TYPE_CHECKING:
+    from s2dlib.kernels.triton import OnCuda
 
 SMALL = 2**21  # values of a clip, below which products of whole clips are faster (on a CPU)
 
@@ -24,7 +27,12 @@ class BandedVolume(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, frames: Tensor, p_t: Tensor, p_y: Tensor, p_x: Tensor, n: Tensor
+        ctx: Any,  # noqa: ANN401
+        frames: Tensor,
+        p_t: Tensor,
+        p_y: Tensor,
+        p_x: Tensor,
+        n: Tensor,
     ) -> Tensor:
         """The volume of clips whose filters are centred at p.
 
@@ -40,10 +48,10 @@ class BandedVolume(torch.autograd.Function):
         return _kernels(frames).volume(frames, p_t, p_y, p_x, n)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         """gradient: of the volume. (B, C, T_D, H_D, W_D). Returns those of p_t, p_y and p_x."""
-        frames, *_ = ctx.saved_tensors
-        slopes = _kernels(frames).slopes(*ctx.saved_tensors, gradient)
+        frames, p_t, p_y, p_x, n = ctx.saved_tensors
+        slopes = _kernels(frames).slopes(frames, p_t, p_y, p_x, n, gradient)
         return None, *slopes, None
 
 
@@ -59,7 +67,7 @@ def pays(frames: Tensor) -> bool:
     return frames[0].numel() >= SMALL
 
 
-def _kernels(frames: Tensor) -> type[OnCpu]:
+def _kernels(frames: Tensor) -> type[OnCpu] | type[OnCuda]:
     if not frames.is_cuda:
         return OnCpu
     from s2dlib.kernels.triton import OnCuda  # triton comes with torch's CUDA builds only

@@ -287,7 +287,7 @@ def _space_statistics(p: Tensor, n_in: int) -> Tensor:
     return stats
 
 
-def _constants() -> dict[str, object]:
+def _constants() -> dict[str, int | str]:
     """What the two large kernels are compiled for."""
     exact = torch.get_float32_matmul_precision() == "highest"
-    return {"TAPS": TAPS, "REACH": REACH, "PRECISION": "ieee" if exact else "tf32"} | TILES
+    return {"TAPS": TAPS, "REACH": REACH, "PRECISION": "ieee" if exact else "tf32", **TILES}

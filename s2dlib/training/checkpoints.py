@@ -53,9 +53,10 @@ def only_writer(run_dir: Path) -> Iterator[None]:
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """The state of every global generator, in types that torch.load takes with weights_only."""
-    name, keys, *rest = np.random.get_state()
-    state = {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest)}
-    state["torch"] = torch.get_rng_state()
+    numpy: Any = np.random.get_state()
+    name, keys, *rest = numpy
+    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    state["numpy"] = (name, keys.tolist(), *rest)
     return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
@@ -106,8 +107,7 @@ def save_checkpoint(
     folder = run_dir / CHECKPOINTS
     step = "" if begun is None else f"-step-{begun['step']:06d}"
     target, partial = folder / f"epoch-{len(history):04d}{step}", folder / "partial"
-    state = {"optimizer": optimizer.state_dict(), "identity": identity}
-    state |= {"history": history, "begun": begun}
+    state = dict(optimizer=optimizer.state_dict(), identity=identity, history=history, begun=begun)
     buffer = io.BytesIO()
     torch.save(state, buffer)
     files = {WEIGHTS: _weights(model), STATE: buffer.getvalue()}
@@ -213,7 +213,7 @@ def _link_best(folder: Path, history: list[dict[str, float]]) -> str | None:
     scores = {row["epoch"]: row["val_top1"] for row in history if "val_top1" in row}
     if not scores:
         return None
-    name, partial = f"epoch-{max(scores, key=scores.get):04d}", folder / f"{BEST}.part"
+    name, partial = f"epoch-{max(scores, key=scores.__getitem__):04d}", folder / f"{BEST}.part"
     if (folder / name).is_dir():
         partial.unlink(missing_ok=True)
         partial.symlink_to(name)

@@ -74,6 +74,8 @@ class GlobalBatchNorm(_BatchNorm):
         n, mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()  # (), (C,)
         variance = Sum.apply((x - mean[:, None]).square().sum(1)) / n  # (C,)
         with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None and self.momentum is not None
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)

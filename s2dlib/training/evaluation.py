@@ -107,7 +107,8 @@ def truth_statistics(out: Output, batch: dict[str, Tensor]) -> dict[str, Tensor]
         return {}
     theta = out.theta.map(lambda v: v.detach().float())
     extent = Extent.of(batch["frames"], batch["n_frames"])
-    far = distance_to_truth(theta, batch["truth"], extent, out.detail_volume.shape[-3:])
+    T_D, H_D, W_D = out.detail_volume.shape[-3:]
+    far = distance_to_truth(theta, batch["truth"], extent, (T_D, H_D, W_D))
     return {k: v.double().sum() for k, v in far.items()}
 
 

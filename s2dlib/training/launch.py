@@ -55,7 +55,7 @@ def launch(job: dict[str, Any], run_dir: Path, processes: int) -> None:
         stderr=subprocess.STDOUT,
     ) as child:
         try:
-            for line in child.stdout:
+            for line in child.stdout or ():
                 last.append(line)
                 errors += [line] if line.startswith("error: ") else []
                 log.info(line.rstrip("\n"))

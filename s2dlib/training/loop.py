@@ -176,7 +176,7 @@ def is_due(step: int, every: int) -> bool:
 def forward_backward(
     state: TrainState, batches: Iterator[dict[str, Tensor]], n_clips: int, means: Means
 ) -> tuple[Output, Tensor]:
-    """Gradients of a step of n_clips over all processes. Returns the last output, summed loss ()."""
+    """Gradients of one step of n_clips. Returns the last output, and the summed loss ()."""
     world_size, accumulate = rank_and_world_size()[1], state.config.accumulate
     state.optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), dtype=torch.float64, device=state.device)
