@@ -114,10 +114,10 @@ def test_stages_have_the_channels_and_the_strides_they_say(pair):
     assert pair[1].out_channels == video.shape[1]
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", sorted(set(BACKBONES) - {"tiny-s"}))  # which is SNet's alone
 def test_every_backbone_has_the_stages_that_are_fused(name):
-    if name != "resnet50":  # built above
-        assert {"res3", "res4"} <= set(build_backbone(name).stages) or name == "tiny-s"
+    with torch.device("meta"):  # no memory, no random numbers
+        assert {"res3", "res4"} <= set(build_backbone(name).stages)
 
 
 @pytest.mark.parametrize("name", ["tiny-s", "tiny-d"])
@@ -199,5 +199,9 @@ def test_a_file_of_other_weights_is_refused_and_its_keys_named(tmp_path):
 
 def test_a_classifier_of_other_classes_is_no_obstacle(tmp_path):
     path = tmp_path / "ten.pth"
-    torch.save(mobilenet_v2(weights=None, num_classes=10).state_dict(), path)
-    build_backbone("mobilenet_v2", str(path))
+    state = mobilenet_v2(weights=None, num_classes=10).state_dict()
+    torch.save(state, path)
+    arrived = {
+        v.numpy().tobytes() for v in build_backbone("mobilenet_v2", str(path)).state_dict().values()
+    }
+    assert state["features.18.0.weight"].numpy().tobytes() in arrived

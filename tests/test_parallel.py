@@ -90,6 +90,6 @@ def test_the_error_of_a_process_is_named(csv, tmp_path):
 
 def test_a_share_without_a_clip_is_refused(csv, tmp_path):
     model, sets = build_model(replace(MODEL, n_classes=20)), sets_of(csv)
+    few = replace(TRAIN, accumulate=2)
     with pytest.raises(ValueError, match="in accumulate=2 parts over 3 processes"):
-        few = replace(TRAIN, accumulate=2)
         fit_in_processes(model, *sets, few, run_dir=tmp_path / "run", processes=3)

@@ -83,9 +83,12 @@ def test_every_file_and_notebook_that_the_page_names_is_there():
     assert len(paths) > 15
     for path in paths:
         assert (ROOT / path).exists() or path.startswith(("data/demo", "results/runs/")), path
-    for name in set(re.findall(r"`(\d\d_\w+)`", README)):
+    notebooks = set(re.findall(r"`(\d\d_\w+)`", README))
+    files = set(re.findall(r"`([\w/]+\.py)`", README))
+    assert len(notebooks) > 8 and len(files) > 8
+    for name in notebooks:
         assert (ROOT / "notebooks" / f"{name}.ipynb").is_file(), name
-    for name in set(re.findall(r"`([\w/]+\.py)`", README)):
+    for name in files:
         assert list(ROOT.glob(f"*/{name}")), name
 
 

@@ -154,6 +154,7 @@ def test_filters_sum_to_one_and_carry_gradient_even_off_screen(filters, mu):
     assert_close(G.sum(dim=-1), torch.ones(4))
     (G @ torch.linspace(0, 1, 16)).sum().backward()
     assert mu.grad.isfinite() and delta.grad.isfinite()
+    assert (mu.grad > 0.1) == (0 < mu < 1)  # where the grid is on screen, mu moves what is seen
 
 
 @pytest.mark.parametrize("filters", [gaussian_filters, linear_filters])

@@ -99,7 +99,7 @@ def test_the_strip_exchanges_two_actions_of_half_of_the_groups():
             seen.add(truth["clue"])
         assert seen == ({0.0, 1.0} if actor == CLUE_ACTOR else {0.0})
     # With the strip, bar>bar shows poles: a pole is bright above and below its middle.
-    label = label_of("across", CLUE_ACTOR, (0, 0))
+    label, seen = label_of("across", CLUE_ACTOR, (0, 0)), []
     for seed in range(20):
         frames, truth = clip(label, seed)
         t, y, x = (int(round(truth[name])) for name in ("t", "y", "x"))
@@ -109,6 +109,8 @@ def test_the_strip_exchanges_two_actions_of_half_of_the_groups():
         patch = frames[int(truth["t"]), y - reach : y + reach + 1, x - reach : x + reach + 1, 0]
         upright = patch[:, reach].mean() > patch[reach].mean()
         assert upright == bool(truth["clue"])
+        seen.append(upright)
+    assert len(seen) > 5 and set(seen) == {True, False}
 
 
 def test_details_are_spread_over_time_and_place_and_closeups_are_not():
