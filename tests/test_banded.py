@@ -86,6 +86,7 @@ def test_the_band_stays_inside_the_clip_and_holds_all_of_the_weight():
         assert row[:first].sum() + row[first + TAPS :].sum() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "kind"), [("inside", "uint8"), ("at the borders", "float"), ("off-screen", "uint8")]
 )
@@ -133,6 +134,7 @@ for capability, precision in ((80, "ieee"), (90, "ieee"), (90, "tf32")):
 """
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_ampere_and_hopper_without_a_gpu(tmp_path):
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -35,6 +35,7 @@ def test_every_way_of_loading_gives_the_same_clip(tmp_path):
         assert difference < others / 2, name  # JPEG loses a little; another frame is far
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_loading_writes_its_table_and_how_it_came_about(tmp_path):
     out = tmp_path / "results" / "loading"
     command = [sys.executable, str(ROOT / "benchmarks" / "loading.py"), "--smoke"]
@@ -53,12 +54,14 @@ def test_workers_are_added_by_doubling_up_to_all_cores():
     assert (counts[16], counts[20]) == ([0, 1, 2, 4, 8, 16], [0, 1, 2, 4, 8, 16, 20])
 
 
+@pytest.mark.slow
 def test_a_long_run_reports_its_memory_in_steps(tmp_path):
     rows = loading.soak(tmp_path, 20)
     assert [row["measure"] for row in rows] == [f"soak, {n} clips" for n in range(2, 21, 2)]
     assert all(row["median"] > 50 for row in rows)
 
 
+@pytest.mark.slow
 def test_tiles_are_timed_by_the_kernels_that_take_them(monkeypatch, triton_kernels):
     tiles = pytest.importorskip("tiles")
     monkeypatch.setattr(tiles.triton, "TILES", dict(tiles.triton.TILES))
@@ -83,6 +86,7 @@ def test_rates_count_every_copy_and_product_of_a_timing(monkeypatch):
         assert sampler.matrix_rate("cpu", 8, repeats) == 8**3 / 0.5
 
 
+@pytest.mark.slow
 def test_the_ways_of_sampling_that_are_timed_give_the_same_volume():
     frames = torch.randint(256, (2, 3, 20, sampler.SIDE, sampler.SIDE), dtype=torch.uint8)
     n = torch.tensor([20, 20])
@@ -100,6 +104,7 @@ def test_the_ways_of_sampling_that_are_timed_give_the_same_volume():
     assert 11 * 2 * 3 * 16 * 112 * 112 < macs < 11 * 2 * 3 * 16 * 3 * 224 * 224
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_sampler_writes_its_table_with_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sampler.py", "--smoke", "--out", str(tmp_path / "sampler")])
     sampler.main()
@@ -111,6 +116,7 @@ def test_the_benchmark_of_the_sampler_writes_its_table_with_a_limit(tmp_path, mo
     assert '"command": "python benchmarks/sampler.py' in (tmp_path / "sampler.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_models_times_each_way_beside_s2dnet(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["models.py", "--smoke", "--out", str(tmp_path / "models")])
     models.main()
@@ -118,6 +124,7 @@ def test_the_benchmark_of_models_times_each_way_beside_s2dnet(tmp_path, monkeypa
     assert table["how"].tolist() == ["plain", "folded"] and (table["ratio"] == 1).all()
 
 
+@pytest.mark.slow
 def test_the_training_benchmark_measures_loop_step_and_loader(tmp_path):
     command = [
         sys.executable,
@@ -143,6 +150,7 @@ def check_gpu(monkeypatch, out, *words):
     return code, rows, {row.step: row for row in rows if row.claim == gpu_check.RUNS}
 
 
+@pytest.mark.slow
 def test_gpu_check_writes_a_row_a_claim_and_what_was_measured(monkeypatch, tmp_path):
     monkeypatch.setitem(gpu_check.DRY, "correct", [gpu_check.OWN + "kernels"])
     code, rows, first = check_gpu(monkeypatch, tmp_path, "--steps", "facts", "correct", "models")
@@ -160,6 +168,7 @@ def test_gpu_check_writes_a_row_a_claim_and_what_was_measured(monkeypatch, tmp_p
     assert names == tables | {f"gpu-check.{end}" for end in ("txt", "log", "json")}
 
 
+@pytest.mark.slow
 def test_gpu_check_tells_a_step_that_fails_one_cut_off_and_one_without_time(monkeypatch, tmp_path):
     ends = {"facts": "-c 'import sys; sys.exit(3)'", "tests": "-c 'print(1, 23 * \"x\")'"}
     ends |= {"sampler": "-c 'import time; time.sleep(99)'", "latency": "-c pass"}
@@ -184,6 +193,7 @@ def test_gpu_check_compares_with_goals_and_says_where_there_is_no_gpu(monkeypatc
         gpu_check.main()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["waits", "synthetic"])
 def test_gpu_check_finds_nothing_wrong_with_a_step_on_a_cpu(part, tmp_path):
     if not gpu_steps.TINY:

@@ -148,6 +148,7 @@ for name, preset in PRESETS.items():
 EACH = [pytest.param(names[0], id="+".join(names)) for names in ALIKE.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["synthetic", "mini-kinetics", "x3d-m", "tdn-r50"])
 def test_a_whole_step_on_cuda_keeps_float32_and_waits_once(preset, launched):
     model, recipe = fake_model(preset, "a0"), next(iter(PRESETS[preset].recipes.values()))
@@ -162,6 +163,7 @@ def test_a_whole_step_on_cuda_keeps_float32_and_waits_once(preset, launched):
     assert bool(launched) is (model.dnet is not None and banded.pays(torch.empty(1, device=CUDA)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", EACH)
 def test_every_row_and_recipe_on_cuda_keeps_float32_and_does_not_wait(
     preset, launched, thin_backbones, monkeypatch

@@ -285,6 +285,7 @@ FETCH = """async image => {
 }"""
 
 
+@pytest.mark.slow
 def test_in_jupyterlab_a_slider_changes_picture_and_verdict_and_the_button_puts_them_back(
     page, lab
 ):

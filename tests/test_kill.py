@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from test_train import MODEL, TRAIN, same
 
@@ -21,6 +22,8 @@ from s2dlib.data.synthetic import write_dataset
 from s2dlib.model import build_model
 from s2dlib.presets import PRESETS
 from s2dlib.training.loop import fit
+
+pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("S2D_KILLS", 5))
 # Half of the time goes into checkpoints, so that many a kill falls into the writing of one.

@@ -247,6 +247,7 @@ def test_any_k_and_number_of_classes_and_sizes_go(k, n_classes, head):
     assert out.scores.shape == (3, n_classes) and out.topk_mask.sum(1).tolist() == [k] * 3
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_runs_at_shrunken_sizes(name):

@@ -117,6 +117,7 @@ WRITTEN = {
 }
 
 
+@pytest.mark.slow
 @each_notebook
 def test_a_smoke_run_reaches_the_end_in_silence_and_writes_what_it_should(
     path, csv, runs, tmp_path, monkeypatch
@@ -137,6 +138,7 @@ def test_a_smoke_run_reaches_the_end_in_silence_and_writes_what_it_should(
         assert file.suffix != ".png" or file.stat().st_size < 200_000
 
 
+@pytest.mark.slow
 def test_00_data_tells_what_is_missing_and_goes_on_without_the_bad_file(tmp_path, make_video):
     rows = []
     for i, split in enumerate(["train", "train", "val", "val"]):
@@ -158,6 +160,7 @@ def test_00_data_tells_what_is_missing_and_goes_on_without_the_bad_file(tmp_path
     assert "| val | 2 | 1 | 1 | 2 | 2 | 12 |" in table.replace("12.0", "12")
 
 
+@pytest.mark.slow
 def test_two_processes_stream_their_lines_into_the_cell_and_the_record_says_so(
     csv, tmp_path, monkeypatch
 ):

@@ -47,6 +47,7 @@ def test_shares_are_disjoint_whole_and_differ_by_one(n):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -64,6 +65,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(changes, csv, tmp_path
         assert_close(weights, one.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_resume_within_an_epoch_bit_for_bit(csv, tmp_path):
     config = replace(TRAIN, epochs=1, checkpoint_steps=2, theta_source="random")  # three steps
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -79,6 +81,7 @@ def test_two_processes_resume_within_an_epoch_bit_for_bit(csv, tmp_path):
     assert alone.train_loss[0] != history.train_loss[0]
 
 
+@pytest.mark.slow
 def test_the_error_of_a_process_is_named(csv, tmp_path):
     torch.manual_seed(0)
     model, (train_set, val_set) = build_model(replace(MODEL, n_classes=20)), sets_of(csv)

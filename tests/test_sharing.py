@@ -178,6 +178,7 @@ class Hub(SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_a_model_comes_from_a_hub_by_its_id(tmp_path):
     model, frames = trained(), torch.arange(9 * 20 * 24).view(1, 1, 9, 20, 24) % 256
     model.save_pretrained(tmp_path / "hub" / "someone" / "s2dnet")

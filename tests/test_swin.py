@@ -13,6 +13,8 @@ from s2dlib.losses import s2d_loss
 from s2dlib.model import build_model
 from s2dlib.report.cost import count
 
+pytestmark = pytest.mark.slow
+
 
 @torch.no_grad()
 def test_the_stages_are_torchvisions_network(tmp_path):

@@ -15,6 +15,8 @@ from s2dlib.model import build_model
 from s2dlib.presets import PRESETS
 from s2dlib.report.cost import count
 
+pytestmark = pytest.mark.slow
+
 FOLDED = r"(enter\.0|branch\.[03]|shortcut\.0|stem\.0|conv\d|downsample\.0)\.weight$"
 
 

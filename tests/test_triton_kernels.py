@@ -14,6 +14,8 @@ from torch.testing import assert_close
 from s2dlib.sampler import DetailSampler, Extent, Theta, grid_centres
 from s2dlib.training.windows import random_theta
 
+pytestmark = pytest.mark.slow
+
 HERE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_gpu = pytest.mark.skipif(HERE == "cpu", reason="needs a GPU")
 

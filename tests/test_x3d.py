@@ -15,6 +15,8 @@ from s2dlib.model import build_model
 from s2dlib.presets import PRESETS
 from s2dlib.report.cost import count
 
+pytestmark = pytest.mark.slow
+
 FACTORS = {"x3d-m": (2.0, 2.2), "x3d-xl": (2.9, 5.0)}  # of width and of depth
 
 
