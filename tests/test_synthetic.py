@@ -1,5 +1,7 @@
 """The built-in videos: what tells the classes apart, what does not, and that they stay whole."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -145,6 +147,7 @@ def many(tmp_path_factory):
     return table, torch.stack(thumbnails)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [[0, 1], [2, 3, 4]], ids=["pair", "triple"])
 def test_size_length_and_mean_colour_give_no_more_than_the_groups_chance(many, group):
     table = many[0][many[0]["label"].isin(group)].reset_index(drop=True)
@@ -159,6 +162,7 @@ def test_size_length_and_mean_colour_give_no_more_than_the_groups_chance(many, g
         assert_chance((said == test["label"]).mean(), len(group), len(test))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [[0, 1], [2, 3, 4]], ids=["pair", "triple"])
 def test_single_frames_at_a_glance_give_no_more_than_the_groups_chance(many, group):
     table, thumbnails = many
@@ -200,11 +204,8 @@ def test_the_data_set_is_balanced_readable_and_resumes_without_rewriting(tmp_pat
 
 @pytest.mark.parametrize("change", [{}, {"short_side": 160, "crop": 150, "n_frames": 20}])
 @pytest.mark.parametrize("train", [False, True])
-def test_a_clips_truth_points_at_its_detail_whatever_the_crop(tmp_path, change, train):
-    from dataclasses import replace
-
-    csv = write_dataset(tmp_path / "synthetic", share=0.001)
-    data = replace(PRESETS["synthetic"].data, csv=str(csv), cache=None, min_frames=1, flip=True)
+def test_a_clips_truth_points_at_its_detail_whatever_the_crop(csv, change, train):
+    data = replace(PRESETS["synthetic"].data, csv=csv, cache=None, min_frames=1, flip=True)
     if change:
         data = replace(data, frame_stride=2, scales=(0.8, 0.9), **change)
     clips = VideoDataset(data, "closeups", train=train, seed=3)

@@ -16,7 +16,6 @@ from torch.testing import assert_close
 from s2dlib.config import DataConfig, ModelConfig, TrainConfig
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.loader import collate
-from s2dlib.data.synthetic import write_dataset
 from s2dlib.model import Output, build_model
 from s2dlib.presets import PRESETS
 from s2dlib.sampler import Extent
@@ -198,9 +197,8 @@ def test_a_network_alone_is_trained_by_the_same_loop(variant, sets, tmp_path):
 
 
 @pytest.fixture
-def synthetic(tmp_path):
-    csv = write_dataset(tmp_path / "clips", share=0.001)
-    data = replace(PRESETS["synthetic"].data, csv=str(csv), cache=None)
+def synthetic(csv):
+    data = replace(PRESETS["synthetic"].data, csv=csv, cache=None)
     return VideoDataset(data, "train", train=True), VideoDataset(data, "test", train=False)
 
 
