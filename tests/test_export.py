@@ -112,7 +112,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_exported_files_give_what_the_model_gives(name, tmp_path, monkeypatch):
+def test_export_equals_the_model(name, tmp_path, monkeypatch):
     config, data = MODELS[name]
     T, S = data.n_frames, data.crop
     model = trained(config, data)
@@ -145,9 +145,7 @@ def shared():
 
 
 @pytest.mark.parametrize("ending", [".pt2", ".onnx"])
-def test_the_command_line_exports_a_checkpoint_with_all_that_its_use_needs(
-    ending, shared, tmp_path, monkeypatch, capsys
-):
+def test_export_command_writes_classes_and_clip(ending, shared, tmp_path, monkeypatch, capsys):
     shared.save_pretrained(tmp_path / "run")
     path = tmp_path / "new" / f"model{ending}"
     monkeypatch.setattr("sys.argv", ["export", str(tmp_path / "run"), str(path)])
@@ -169,7 +167,7 @@ def test_the_command_line_exports_a_checkpoint_with_all_that_its_use_needs(
     assert replace(clip, csv=GRAY.csv) == replace(GRAY, min_frames=clip.min_frames)
 
 
-def test_a_pt2_file_holds_no_pickle_and_the_model_stays_as_it_was(shared, tmp_path, monkeypatch):
+def test_export_pt2_holds_no_pickle(shared, tmp_path, monkeypatch):
     before = {k: v.clone() for k, v in shared.state_dict().items()}
     export_model(shared, tmp_path / "model.pt2")
     assert_close(shared.state_dict(), before, rtol=0, atol=0)
@@ -180,7 +178,7 @@ def test_a_pt2_file_holds_no_pickle_and_the_model_stays_as_it_was(shared, tmp_pa
     torch.export.load(tmp_path / "model.pt2")
 
 
-def test_an_export_that_fails_leaves_the_file_before_it(shared, tmp_path, monkeypatch):
+def test_export_that_fails_leaves_the_old_file(shared, tmp_path, monkeypatch):
     path = tmp_path / "model.pt2"
     path.write_text("the one before")
 
@@ -194,7 +192,7 @@ def test_an_export_that_fails_leaves_the_file_before_it(shared, tmp_path, monkey
     assert path.read_text() == "the one before" and list(tmp_path.iterdir()) == [path]
 
 
-def test_what_cannot_be_exported_is_said(shared, tmp_path, monkeypatch):
+def test_export_errors(shared, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"ends in \.pt2 or \.onnx"):
         export_model(shared, tmp_path / "model.pt")
     with pytest.raises(ValueError, match="record"):

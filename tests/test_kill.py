@@ -50,7 +50,7 @@ def started(*arguments: object) -> multiprocessing.Process:
     return process
 
 
-def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(tmp_path):
+def test_killed_run_ends_like_a_whole_one(tmp_path):
     csv = str(write_dataset(tmp_path / "clips", share=0.001))
     for name in ("first", "whole"):  # the first one's time holds the imports
         begin, process = time.monotonic(), started(csv, tmp_path / name, 0)

@@ -61,7 +61,7 @@ def clone(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_command_runs_in_the_order_of_the_page_on_a_new_clone(clone):
+def test_readme_commands_run_on_a_new_clone(clone):
     path = f"{clone / '.venv' / 'bin'}:{os.environ['PATH']}"
     environment = dict(os.environ, PATH=path, PYTHONPATH=str(clone), OMP_NUM_THREADS="1")
     how = {"cwd": clone, "env": environment, "capture_output": True, "text": True}
@@ -78,7 +78,7 @@ def test_every_command_runs_in_the_order_of_the_page_on_a_new_clone(clone):
     assert '"upright tall bar>pole"' in mine  # the names of the classes go with the model
 
 
-def test_every_file_and_notebook_that_the_page_names_is_there():
+def test_readme_files_and_notebooks_are_there():
     paths = re.findall(r"\]\(([^)#:]+)\)", README)
     paths += re.findall(
         r"`((?:results|docs|data|profiles|benchmarks|notebooks)/[\w./-]*[\w/])`", README
@@ -95,7 +95,7 @@ def test_every_file_and_notebook_that_the_page_names_is_there():
         assert (ROOT / name).is_file() or list(ROOT.glob(f"*/{name}")), name
 
 
-def test_the_map_names_every_module_and_every_notebook():
+def test_readme_map_names_every_module_and_notebook():
     table = README.split("## What is where")[1].split("## ")[0]
     modules = {p.name for p in (ROOT / "s2dlib").glob("*.py")} - {"__init__.py"}
     assert modules <= set(re.findall(r"`(\w+\.py)`", table))
