@@ -5,8 +5,11 @@ GPUS ?= $(words $(wildcard /dev/nvidia[0-9] /dev/nvidia[0-9][0-9]))
 BIN := .venv/bin
 READY := .venv/ready
 MEASURED := results/benchmarks
+# Tests run in two processes, a file in one of them, with one thread each: tiny tensors wait for each
+# other on more.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup reproduce study bench gpu test lint lab lock
+.PHONY: setup reproduce study bench gpu test quick lint lab lock
 
 setup: $(READY)  ## the environment in .venv: source .venv/bin/activate
 
@@ -34,8 +37,15 @@ endif
 gpu: $(READY)  ## all that this project claims of GPUs, tested and measured on this one: 9 minutes at most, one table
 	$(BIN)/python benchmarks/gpu_check.py --out $(MEASURED)
 
-test: lint  ## lint, then all tests; one thread, since tiny tensors wait for each other on more
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+test: lint  ## lint, then all tests
+	$(TESTS)
+
+# Of the method, its training and the contract of notebooks. Left out: videos, indexes, results and
+# figures, commands, benchmarks, export, networks of full size, and what is marked slow elsewhere.
+QUICK := banded checkpoints config cuda detail layout losses model notebooks parallel readme sampler \
+	sharing synopsis synthetic train
+quick: lint  ## lint, and the tests that together take a minute
+	$(TESTS) -m "not slow" $(QUICK:%=tests/test_%.py)
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -28,6 +28,12 @@ from s2dlib.training.checkpoints import write_weights  # noqa: E402
 N_BITS = 10  # the barcode: ten bars along the top quarter, the lowest bit at the left
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: of two processes, none then waits long for the other."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

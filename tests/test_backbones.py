@@ -46,7 +46,7 @@ def pair(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("T", "C"), [(1, 16), (2, 16), (5, 24), (3, 20), (4, 7)])
-def test_the_shift_is_a_copy_of_an_eighth_of_the_channels_each_way(T, C):
+def test_temporal_shift_copies_an_eighth_of_the_channels_each_way(T, C):
     x = torch.randn(2, T, C, 3, 2)
     shifted = temporal_shift(x.flatten(0, 1), T).unflatten(0, (2, T))
     for b in range(2):
@@ -57,14 +57,14 @@ def test_the_shift_is_a_copy_of_an_eighth_of_the_channels_each_way(T, C):
                 assert torch.equal(shifted[b, t, c], expected), (b, t, c)
 
 
-def test_clips_of_a_batch_do_not_shift_into_each_other():
+def test_temporal_shift_keeps_clips_apart():
     x = torch.zeros(2, 3, 8, 1, 1)
     x[1] = 1
     assert temporal_shift(x.flatten(0, 1), 3)[:3].abs().sum() == 0
 
 
 @torch.no_grad()
-def test_without_the_shift_the_stages_are_torchvisions_network_frame_by_frame(pair, monkeypatch):
+def test_stages_without_shift_equal_torchvision(pair, monkeypatch):
     net, ours = pair
     monkeypatch.setattr(tsm, "temporal_shift", lambda x, n_frames: x)
     video = torch.randn(2, 3, 2, 36, 33).double()
@@ -75,7 +75,7 @@ def test_without_the_shift_the_stages_are_torchvisions_network_frame_by_frame(pa
 
 
 @torch.no_grad()
-def test_a_single_frame_loses_the_channels_that_its_neighbours_would_give(pair):
+def test_temporal_shift_of_a_single_frame(pair):
     net, ours = pair
     blocks = [m for m in net.modules() if getattr(m, "use_res_connect", False)]  # MobileNetV2
     firsts = [m.conv[0][0] for m in blocks] + [
@@ -95,7 +95,7 @@ def test_a_single_frame_loses_the_channels_that_its_neighbours_would_give(pair):
 
 
 @torch.no_grad()
-def test_the_shift_lets_a_frame_see_its_neighbours(pair):
+def test_temporal_shift_lets_a_frame_see_its_neighbours(pair):
     _, ours = pair
     video = torch.randn(1, 3, 3, 32, 32).double()
     changed = video.clone()
@@ -114,21 +114,21 @@ def test_stages_have_the_channels_and_the_strides_they_say(pair):
     assert pair[1].out_channels == video.shape[1]
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_every_backbone_has_the_stages_that_are_fused(name):
-    if name != "resnet50":  # built above
-        assert {"res3", "res4"} <= set(build_backbone(name).stages) or name == "tiny-s"
+@pytest.mark.parametrize("name", sorted(set(BACKBONES) - {"tiny-s"}))  # which is SNet's alone
+def test_backbones_have_the_stages_that_are_fused(name):
+    with torch.device("meta"):  # no memory, no random numbers
+        assert {"res3", "res4"} <= set(build_backbone(name).stages)
 
 
 @pytest.mark.parametrize("name", ["tiny-s", "tiny-d"])
-def test_the_small_ones_take_any_length_and_size(name):
+def test_tiny_backbones_take_any_length_and_size(name):
     net = build_backbone(name).eval()
     for T, H, W in ((1, 1, 1), (3, 18, 18), (2, 7, 30)):
         features = net(torch.randn(2, 3, T, H, W))
         assert features.shape[:3] == (2, net.out_channels, T) and features.isfinite().all()
 
 
-def test_every_weight_of_the_file_arrives(pair):
+def test_weights_of_a_file_all_arrive(pair):
     net, ours = pair
     theirs = [v for k, v in net.state_dict().items() if not k.startswith(("classifier.", "fc."))]
     ours = {v.numpy().tobytes() for v in ours.state_dict().values()}
@@ -156,7 +156,7 @@ def tsm_names(state, mobilenet):
     return {"state_dict": renamed}
 
 
-def test_a_checkpoint_of_the_tsm_authors_arrives_weight_for_weight(pair, tmp_path):
+def test_weights_of_a_tsm_checkpoint_all_arrive(pair, tmp_path):
     net, ours = pair
     mobilenet = hasattr(net, "features")
     path = tmp_path / "tsm.pth"
@@ -179,12 +179,12 @@ def test_weights_for_a_backbone_without_are_refused():
         build_backbone("tiny-s", "DEFAULT")
 
 
-def test_a_missing_weights_file_is_named_with_the_names_there_are():
+def test_weights_file_missing_is_named():
     with pytest.raises(FileNotFoundError, match=r"'nowhere.pth'.*IMAGENET1K_V1"):
         build_backbone("mobilenet_v2", "nowhere.pth")
 
 
-def test_a_file_of_other_weights_is_refused_and_its_keys_named(tmp_path):
+def test_weights_of_another_network_are_refused_by_key(tmp_path):
     path = tmp_path / "other.pth"
     state = mobilenet_v2(weights=None).state_dict()
     state["features.0.0.weight"] = state["features.0.0.weight"][:, :1]  # a gray network
@@ -197,7 +197,11 @@ def test_a_file_of_other_weights_is_refused_and_its_keys_named(tmp_path):
         assert name in str(error.value)
 
 
-def test_a_classifier_of_other_classes_is_no_obstacle(tmp_path):
+def test_weights_with_another_classifier_arrive(tmp_path):
     path = tmp_path / "ten.pth"
-    torch.save(mobilenet_v2(weights=None, num_classes=10).state_dict(), path)
-    build_backbone("mobilenet_v2", str(path))
+    state = mobilenet_v2(weights=None, num_classes=10).state_dict()
+    torch.save(state, path)
+    arrived = {
+        v.numpy().tobytes() for v in build_backbone("mobilenet_v2", str(path)).state_dict().values()
+    }
+    assert state["features.18.0.weight"].numpy().tobytes() in arrived

@@ -56,7 +56,7 @@ def dense(frames, p_t, p_y, p_x, n):
 
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("lengths", [(T, T), (T, 17), (TAPS - 2, 1)])
-def test_volume_and_gradients_are_those_of_the_dense_form(where, lengths):
+def test_banded_volume_and_gradients_equal_dense(where, lengths):
     torch.manual_seed(0)
     frames = torch.rand(2, 3, T, H, W, dtype=torch.float64)
     n, p = torch.tensor(lengths), centres(where, torch.float64)
@@ -68,7 +68,7 @@ def test_volume_and_gradients_are_those_of_the_dense_form(where, lengths):
         assert_close(a, b, atol=2e-5, rtol=0)
 
 
-def test_the_gradient_is_that_of_finite_differences():
+def test_banded_passes_gradcheck():
     torch.manual_seed(0)
     frames, n = torch.rand(1, 1, 12, 9, 10, dtype=torch.float64), torch.tensor([12])
     p = [torch.rand(shape, dtype=torch.float64) * 9 for shape in ((1, 2), (1, 2, 3), (1, 2, 2))]
@@ -86,11 +86,12 @@ def test_the_band_stays_inside_the_clip_and_holds_all_of_the_weight():
         assert row[:first].sum() + row[first + TAPS :].sum() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "kind"), [("inside", "uint8"), ("at the borders", "float"), ("off-screen", "uint8")]
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # of inputs outside, not used
-def test_triton_gives_the_volume_and_the_gradients_of_the_cpu(where, kind, triton_kernels):
+def test_triton_volume_and_slopes_equal_cpu(where, kind, triton_kernels):
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     (T_D, H_D, W_D), n = (2, 20, 40), torch.tensor([13, 5])  # two tiles down and two across
@@ -133,7 +134,8 @@ for capability, precision in ((80, "ieee"), (90, "ieee"), (90, "tf32")):
 """
 
 
-def test_the_kernels_compile_for_ampere_and_hopper_without_a_gpu(tmp_path):
+@pytest.mark.slow
+def test_kernels_compile_without_a_gpu(tmp_path):
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
@@ -143,7 +145,7 @@ def test_the_kernels_compile_for_ampere_and_hopper_without_a_gpu(tmp_path):
     assert run.stdout.split() == ["True"] * 12, run.stderr
 
 
-def test_the_sampler_takes_the_band_where_it_pays_and_one_switch_forces_either(monkeypatch):
+def test_detail_sampler_chooses_banded_or_dense(monkeypatch):
     used = []
     real = BandedVolume.apply
     monkeypatch.setattr(BandedVolume, "apply", lambda *a: used.append(1) or real(*a))
@@ -171,7 +173,7 @@ def test_the_sampler_takes_the_band_where_it_pays_and_one_switch_forces_either(m
         DetailSampler(SIZE, filters="linear", how="banded")
 
 
-def test_a_model_learns_theta_through_the_band():
+def test_theta_gradients_through_banded_equal_dense():
     torch.manual_seed(0)
     model = build_model("synthetic")
     for module in list(model.dnet.modules()):  # smooth: a ReLU that lies at 0 flips by rounding
@@ -208,7 +210,7 @@ class Launched:
         Launched.times += 1
 
 
-def test_operations_around_the_kernels_are_few(monkeypatch):
+def test_kernel_launches_and_operations_are_few(monkeypatch):
     kernels = pytest.importorskip("s2dlib.kernels.triton", exc_type=ImportError)
     for name in ("_taps", "_statistics", "_volume", "_slopes"):
         monkeypatch.setattr(kernels, name, Launched())

@@ -22,7 +22,7 @@ import models  # noqa: E402
 import sampler  # noqa: E402
 
 
-def test_every_way_of_loading_gives_the_same_clip(tmp_path):
+def test_loading_ways_give_the_same_clip(tmp_path):
     path = str(loading.write_clip(tmp_path, seed=0, n=20))
     expected = loading.ours(path, 6)
     assert expected.shape == (3, 6, 224, 224) and expected.dtype == torch.uint8
@@ -35,7 +35,8 @@ def test_every_way_of_loading_gives_the_same_clip(tmp_path):
         assert difference < others / 2, name  # JPEG loses a little; another frame is far
 
 
-def test_the_benchmark_of_loading_writes_its_table_and_how_it_came_about(tmp_path):
+@pytest.mark.slow
+def test_loading_benchmark_writes_table_and_record(tmp_path):
     out = tmp_path / "results" / "loading"
     command = [sys.executable, str(ROOT / "benchmarks" / "loading.py"), "--smoke"]
     subprocess.run([*command, "--out", str(out)], check=True, cwd=ROOT, timeout=300)
@@ -47,18 +48,20 @@ def test_the_benchmark_of_loading_writes_its_table_and_how_it_came_about(tmp_pat
     assert {"commit", "versions", "device", "date"} <= set(source)
 
 
-def test_workers_are_added_by_doubling_up_to_all_cores():
+def test_loading_worker_counts_double():
     counts = {n: loading.worker_counts(n) for n in (1, 2, 16, 20)}
     assert (counts[1], counts[2]) == ([0, 1], [0, 1, 2])
     assert (counts[16], counts[20]) == ([0, 1, 2, 4, 8, 16], [0, 1, 2, 4, 8, 16, 20])
 
 
-def test_a_long_run_reports_its_memory_in_steps(tmp_path):
+@pytest.mark.slow
+def test_loading_long_run_reports_memory(tmp_path):
     rows = loading.soak(tmp_path, 20)
     assert [row["measure"] for row in rows] == [f"soak, {n} clips" for n in range(2, 21, 2)]
     assert all(row["median"] > 50 for row in rows)
 
 
+@pytest.mark.slow
 def test_tiles_are_timed_by_the_kernels_that_take_them(monkeypatch, triton_kernels):
     tiles = pytest.importorskip("tiles")
     monkeypatch.setattr(tiles.triton, "TILES", dict(tiles.triton.TILES))
@@ -76,14 +79,15 @@ def test_tiles_are_timed_by_the_kernels_that_take_them(monkeypatch, triton_kerne
     assert all(ms > 0 for ms in found.values()) and chosen == tiles.triton.TILES
 
 
-def test_rates_count_every_copy_and_product_of_a_timing(monkeypatch):
+def test_sampler_rates_count_copies_and_products(monkeypatch):
     monkeypatch.setattr(sampler, "milliseconds", lambda call, device: len(call()) / 2)
     for repeats in (1, 7):  # half a millisecond each
         assert sampler.copy_bandwidth("cpu", 1, repeats) == 2 * 2**20 / 0.5
         assert sampler.matrix_rate("cpu", 8, repeats) == 8**3 / 0.5
 
 
-def test_the_ways_of_sampling_that_are_timed_give_the_same_volume():
+@pytest.mark.slow
+def test_sampler_ways_give_the_same_volume():
     frames = torch.randint(256, (2, 3, 20, sampler.SIDE, sampler.SIDE), dtype=torch.uint8)
     n = torch.tensor([20, 20])
     theta = sampler.make_theta(n, sampler.ZOOMS["zoomed"])
@@ -100,7 +104,8 @@ def test_the_ways_of_sampling_that_are_timed_give_the_same_volume():
     assert 11 * 2 * 3 * 16 * 112 * 112 < macs < 11 * 2 * 3 * 16 * 3 * 224 * 224
 
 
-def test_the_benchmark_of_the_sampler_writes_its_table_with_a_limit(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_sampler_benchmark_writes_table_with_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sampler.py", "--smoke", "--out", str(tmp_path / "sampler")])
     sampler.main()
     table = pd.read_csv(tmp_path / "sampler.csv")
@@ -111,14 +116,16 @@ def test_the_benchmark_of_the_sampler_writes_its_table_with_a_limit(tmp_path, mo
     assert '"command": "python benchmarks/sampler.py' in (tmp_path / "sampler.json").read_text()
 
 
-def test_the_benchmark_of_models_times_each_way_beside_s2dnet(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_models_benchmark_times_each_way(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["models.py", "--smoke", "--out", str(tmp_path / "models")])
     models.main()
     table = pd.read_csv(tmp_path / "models.csv")
     assert table["how"].tolist() == ["plain", "folded"] and (table["ratio"] == 1).all()
 
 
-def test_the_training_benchmark_measures_loop_step_and_loader(tmp_path):
+@pytest.mark.slow
+def test_training_benchmark_measures_loop_step_and_loader(tmp_path):
     command = [
         sys.executable,
         ROOT / "benchmarks" / "training.py",
@@ -143,7 +150,8 @@ def check_gpu(monkeypatch, out, *words):
     return code, rows, {row.step: row for row in rows if row.claim == gpu_check.RUNS}
 
 
-def test_gpu_check_writes_a_row_a_claim_and_what_was_measured(monkeypatch, tmp_path):
+@pytest.mark.slow
+def test_gpu_check_writes_a_row_a_claim(monkeypatch, tmp_path):
     monkeypatch.setitem(gpu_check.DRY, "correct", [gpu_check.OWN + "kernels"])
     code, rows, first = check_gpu(monkeypatch, tmp_path, "--steps", "facts", "correct", "models")
     assert code == 0 and list(first) == ["facts", "correct", "models"]
@@ -160,7 +168,8 @@ def test_gpu_check_writes_a_row_a_claim_and_what_was_measured(monkeypatch, tmp_p
     assert names == tables | {f"gpu-check.{end}" for end in ("txt", "log", "json")}
 
 
-def test_gpu_check_tells_a_step_that_fails_one_cut_off_and_one_without_time(monkeypatch, tmp_path):
+@pytest.mark.slow
+def test_gpu_check_tells_failed_cut_off_and_untried_steps(monkeypatch, tmp_path):
     ends = {"facts": "-c 'import sys; sys.exit(3)'", "tests": "-c 'print(1, 23 * \"x\")'"}
     ends |= {"sampler": "-c 'import time; time.sleep(99)'", "latency": "-c pass"}
     for step, command in ends.items():
@@ -184,8 +193,9 @@ def test_gpu_check_compares_with_goals_and_says_where_there_is_no_gpu(monkeypatc
         gpu_check.main()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["waits", "synthetic"])
-def test_gpu_check_finds_nothing_wrong_with_a_step_on_a_cpu(part, tmp_path):
+def test_gpu_check_steps_hold_on_a_cpu(part, tmp_path):
     if not gpu_steps.TINY:
         pytest.skip("gpu_check.py runs it here")
     rows = [gpu_check.Row("correct", *found) for found in gpu_steps.STEPS[part](tmp_path)]

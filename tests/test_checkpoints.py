@@ -52,7 +52,7 @@ def interrupted(whole, run):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_goes_on_within_an_epoch_as_if_nothing_had_happened(workers, sets, whole, tmp_path):  # noqa: F811
+def test_resume_within_an_epoch(workers, sets, whole, tmp_path):  # noqa: F811
     run = interrupted(whole, tmp_path / "run")
     torch.manual_seed(99)
     fit(model_of(seed=5), *sets, replace(CONFIG, workers=workers), run_dir=run)
@@ -75,7 +75,7 @@ def lose_a_file(folder):
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_short, lose_a_file])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+def test_checkpoint_damaged_falls_back_to_the_one_before(
     damage, sets, whole, tmp_path, caplog  # noqa: F811
 ):  # fmt: skip
     run = interrupted(whole, tmp_path / "run")
@@ -87,7 +87,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     same(run, whole)
 
 
-def test_no_whole_checkpoint_is_an_error_and_not_a_new_start(sets, whole, tmp_path):  # noqa: F811
+def test_checkpoints_all_damaged_is_an_error(sets, whole, tmp_path):  # noqa: F811
     run = interrupted(whole, tmp_path / "run")
     for folder in run.glob("checkpoints/epoch-*"):
         flip_a_bit(folder)
@@ -97,7 +97,7 @@ def test_no_whole_checkpoint_is_an_error_and_not_a_new_start(sets, whole, tmp_pa
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "state.pt"])
-def test_a_full_disk_leaves_the_checkpoint_before_it(file, sets, whole, tmp_path):  # noqa: F811
+def test_checkpoint_on_a_full_disk_leaves_the_one_before(file, sets, whole, tmp_path):  # noqa: F811
     run = interrupted(whole, tmp_path / "run")
     room = (run / "checkpoints" / "epoch-0001" / file).stat().st_size // 2
     before, limits = names(run), resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -129,7 +129,7 @@ def test_a_folder_without_permission_is_named(sets, tmp_path):  # noqa: F811
         fit(model_of(), *sets, CONFIG, run_dir=run)
 
 
-def test_the_last_two_the_best_and_every_nth_are_kept(tmp_path):
+def test_checkpoints_kept_are_last_two_best_and_every_nth(tmp_path):
     model = model_of()
     optimizer, history = make_optimizer(model, CONFIG), []
     for epoch, top1 in enumerate((10, 40, 20, 40, 30, 20, 10), start=1):
@@ -146,7 +146,7 @@ def test_the_last_two_the_best_and_every_nth_are_kept(tmp_path):
     assert newest_checkpoint(tmp_path).name == steps[-1]
 
 
-def test_how_a_run_is_done_may_change_when_it_goes_on(sets, whole, tmp_path):  # noqa: F811
+def test_resume_with_other_workers_and_checkpoint_steps(sets, whole, tmp_path):  # noqa: F811
     run = interrupted(whole, tmp_path / "run")
     other = replace(CONFIG, checkpoint_steps=0, keep_every=1, workers=1)
     fit(model_of(), *sets, other, run_dir=run)
@@ -158,7 +158,7 @@ def test_two_processes_never_write_one_run(sets, tmp_path):  # noqa: F811
         fit(model_of(), *sets, CONFIG, run_dir=tmp_path / "run")
 
 
-def test_every_generator_goes_back_to_where_it_was():
+def test_random_state_restores_every_generator():
     import random
 
     import numpy as np

@@ -148,8 +148,9 @@ for name, preset in PRESETS.items():
 EACH = [pytest.param(names[0], id="+".join(names)) for names in ALIKE.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["synthetic", "mini-kinetics", "x3d-m", "tdn-r50"])
-def test_a_whole_step_on_cuda_keeps_float32_and_waits_once(preset, launched):
+def test_cuda_step_keeps_float32_and_waits_once(preset, launched):
     model, recipe = fake_model(preset, "a0"), next(iter(PRESETS[preset].recipes.values()))
     optimizer = make_optimizer(model, recipe)
     for group in optimizer.param_groups:
@@ -162,8 +163,9 @@ def test_a_whole_step_on_cuda_keeps_float32_and_waits_once(preset, launched):
     assert bool(launched) is (model.dnet is not None and banded.pays(torch.empty(1, device=CUDA)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", EACH)
-def test_every_row_and_recipe_on_cuda_keeps_float32_and_does_not_wait(
+def test_cuda_rows_and_recipes_keep_float32_and_do_not_wait(
     preset, launched, thin_backbones, monkeypatch
 ):
     monkeypatch.setattr(Tensor, "backward", lambda _: None)  # as in the whole step
@@ -222,7 +224,7 @@ def test_waits_are_counted(name, launched):
 
 
 @pytest.mark.parametrize("name", INNOCENT)
-def test_what_does_not_wait_is_not_counted(name, launched):
+def test_waits_are_not_counted_where_there_are_none(name, launched):
     x, mask = torch.ones(2, 2, device=CUDA), torch.ones(2, 2, dtype=torch.bool, device=CUDA)
     with counted() as lines:
         INNOCENT[name](x, mask, torch.ones(2, 2))
@@ -238,7 +240,7 @@ class Clips(list):
         pass
 
 
-def test_the_loops_wait_once_a_step_and_never_in_evaluation(launched, thin_backbones, monkeypatch):
+def test_waits_of_training_and_evaluation_loops(launched, thin_backbones, monkeypatch):
     def batches_of(*_, steps, **__):
         return (batch_of("synthetic", len(step)) for step in steps)
 
@@ -271,7 +273,7 @@ def test_the_loops_wait_once_a_step_and_never_in_evaluation(launched, thin_backb
         ("videos", "joint"),
     ],
 )
-def test_on_a_gpu_a_step_waits_once(preset, recipe):
+def test_gpu_step_waits_once(preset, recipe):
     model, recipe = build_model(preset).to(CUDA).train(), PRESETS[preset].recipes[recipe]
     optimizer, batch = make_optimizer(model, recipe), batch_of(preset, 4)
     for mode in ("default", "warn"):  # the first step makes what lasts
@@ -287,7 +289,7 @@ def test_on_a_gpu_a_step_waits_once(preset, recipe):
 
 
 @needs_gpu
-def test_on_a_gpu_the_losses_in_bfloat16_are_near_those_in_float32():
+def test_gpu_losses_in_bfloat16_are_near_float32():
     model, batch = build_model("mini-kinetics").to(CUDA).train(), batch_of("mini-kinetics")
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -302,7 +304,7 @@ def test_on_a_gpu_the_losses_in_bfloat16_are_near_those_in_float32():
 
 
 @needs_gpu
-def test_on_a_gpu_its_generator_goes_through_a_checkpoint():
+def test_gpu_random_state_goes_through_a_checkpoint():
     file = io.BytesIO()
     torch.save(random_state(CUDA), file)
     expected = torch.rand(5, device=CUDA)
@@ -312,7 +314,7 @@ def test_on_a_gpu_its_generator_goes_through_a_checkpoint():
 
 
 @needs_gpu
-def test_on_a_gpu_a_resumed_run_is_near_the_whole_one(csv, tmp_path, monkeypatch):
+def test_gpu_resumed_run_is_near_the_whole_one(csv, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     preset, step, steps = PRESETS["synthetic"], torch.optim.AdamW.step, []
     data = replace(preset.data, csv=csv, cache=None)
@@ -339,7 +341,7 @@ def test_on_a_gpu_a_resumed_run_is_near_the_whole_one(csv, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=needs_gpu)])
-def test_batches_on_a_device_are_those_of_the_loader_in_its_order(device):
+def test_on_device_keeps_batches_in_order(device):
     made = [batch_of("synthetic", 2 + i % 3, torch.device("cpu")) for i in range(7)]
     if device != "cpu":
         made = [{k: v.pin_memory() for k, v in batch.items()} for batch in made]

@@ -48,7 +48,7 @@ def test_fusion_is_equation_9_position_by_position():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_factorised_fusion_is_the_plain_convolution_with_its_gradients(training):
+def test_fusion_factorised_equals_plain_convolution(training):
     fusion = shaken(LateralFusion(6, 5)).double().train(training)
     inputs = [torch.randn(3, 6, 2, 4, 3).double(), torch.randn(3, 5).double()]
     results = []
@@ -70,7 +70,7 @@ def test_fusion_starts_close_to_the_identity():
 
 
 @pytest.mark.parametrize("fuse", [True, False])
-def test_the_network_is_its_stages_with_fusion_after_res3_and_res4(fuse):
+def test_dnet_fuses_after_res3_and_res4(fuse):
     net = shaken(DNet(build_backbone("tiny-d"), 7, context_dim=5, fuse=fuse, dropout=0.5))
     volume, context = torch.randn(2, 3, 3, 20, 20), torch.randn(2, 5)
     x = net.backbone.stages["stem"](volume)
@@ -87,7 +87,7 @@ def test_the_network_is_its_stages_with_fusion_after_res3_and_res4(fuse):
     assert_close(array(net(volume, context)), expected, atol=1e-3, rtol=1e-4)
 
 
-def test_the_network_alone_has_no_fusion_and_classifies_its_features_only():
+def test_dnet_alone_has_no_fusion():
     net = shaken(DNet(build_backbone("tiny-d"), 7, context_dim=0, fuse=True, dropout=0.5))
     volume = torch.randn(2, 3, 3, 20, 20)
     pooled = array(net.backbone(volume)).mean((2, 3, 4))
@@ -96,7 +96,7 @@ def test_the_network_alone_has_no_fusion_and_classifies_its_features_only():
     assert_close(array(net(volume)), expected, atol=1e-3, rtol=1e-4)
 
 
-def test_the_context_changes_the_verdict():
+def test_dnet_logits_depend_on_context():
     net = shaken(DNet(build_backbone("tiny-d"), 7, context_dim=5, fuse=True, dropout=0.0))
     volume = torch.randn(1, 3, 3, 20, 20)
     assert not torch.allclose(net(volume, torch.zeros(1, 5)), net(volume, torch.ones(1, 5)))

@@ -44,7 +44,7 @@ def theta_of(inspector):
     return {name: getattr(inspector.out.theta, name)[0] for name in SLIDERS}
 
 
-def test_at_first_it_shows_what_the_model_says_of_the_clip(inspector, runs):
+def test_inspector_starts_with_the_models_output(inspector, runs):
     assert [Path(path).name for path in inspector.run.options.values()] == [
         "synthetic-a0-0",
         "synthetic-b3-0",
@@ -66,7 +66,7 @@ def test_at_first_it_shows_what_the_model_says_of_the_clip(inspector, runs):
 @pytest.mark.parametrize(
     "name,value", [("mu_t", 0.2), ("delta_t", 1.5), ("mu_x", 0.7), ("delta_y", 1.25)]
 )
-def test_a_slider_moves_theta_and_dnet_decides_at_that_theta(inspector, name, value):
+def test_slider_moves_theta_and_dnet_follows(inspector, name, value):
     own, picture, frame = theta_of(inspector), inspector.picture.value, inspector.frame.value
     inspector.sliders[name].value = value
     theta = theta_of(inspector)
@@ -80,7 +80,7 @@ def test_a_slider_moves_theta_and_dnet_decides_at_that_theta(inspector, name, va
     assert "Moved from" in inspector.words.value
 
 
-def test_in_space_all_detail_frames_shift_or_scale_alike(inspector):
+def test_sliders_in_space_move_all_detail_frames_alike(inspector):
     inspector.own.theta.mu_y[0] = torch.linspace(0.3, 0.6, 8)
     inspector.own.theta.delta_x[0] = torch.linspace(1.0, 2.0, 8)
     inspector.move(mu_y=0.7, delta_x=3.0)
@@ -89,7 +89,7 @@ def test_in_space_all_detail_frames_shift_or_scale_alike(inspector):
     assert_close(theta["delta_x"], torch.linspace(2.0, 4.0, 8))
 
 
-def test_the_button_puts_snets_own_theta_back_exactly(inspector):
+def test_reset_button_restores_theta(inspector):
     own, state, picture = theta_of(inspector), inspector.state, inspector.picture.value
     inspector.move(mu_t=0.9, delta_t=1.0, mu_y=0.1, delta_x=2.0)
     assert inspector.state != state
@@ -99,7 +99,7 @@ def test_the_button_puts_snets_own_theta_back_exactly(inspector):
     assert inspector.sliders["mu_y"].value == pytest.approx(own["mu_y"].mean().item())
 
 
-def test_the_truth_is_drawn_and_measured_while_its_button_is_down(inspector):
+def test_truth_button_draws_and_measures(inspector):
     t = inspector.dataset[3]["truth"][0].item()
     inspector.move(mu_t=t / 48)
     picture, frame = inspector.picture.value, inspector.frame.value
@@ -112,7 +112,7 @@ def test_the_truth_is_drawn_and_measured_while_its_button_is_down(inspector):
     assert inspector.picture.value == picture
 
 
-def test_without_truth_in_the_csv_the_button_is_off(runs, csv, tmp_path):
+def test_truth_button_is_off_without_truth(runs, csv, tmp_path):
     lines = Path(csv).read_text().splitlines()
     plain = [",".join(line.split(",")[:4]) for line in lines]
     folder = Path(csv).parent
@@ -122,7 +122,7 @@ def test_without_truth_in_the_csv_the_button_is_off(runs, csv, tmp_path):
     assert inspector.truth.disabled and inspector.state["true"] in class_names()
 
 
-def test_the_detail_frames_are_walked_one_by_one(inspector):
+def test_detail_frames_are_shown_one_by_one(inspector):
     assert (inspector.z.max, inspector.play.max) == (7, 7)
     state, pictures = inspector.state, set()
     for z in range(8):
@@ -152,7 +152,7 @@ def test_no_figure_stays_open(inspector):
     plt.close("all")
 
 
-def test_a_clip_that_cannot_be_read_is_told_and_the_former_one_stays(inspector, monkeypatch):
+def test_clip_that_cannot_be_read_is_told(inspector, monkeypatch):
     paths = list(inspector.dataset._paths)
     paths[4] = "/nowhere/gone.mp4"
     monkeypatch.setattr(inspector.dataset, "_paths", paths)
@@ -162,7 +162,7 @@ def test_a_clip_that_cannot_be_read_is_told_and_the_former_one_stays(inspector, 
     assert inspector.state == state and inspector.clip.value == 3
 
 
-def test_a_wrong_move_or_clip_is_an_error_that_says_what_is_right(inspector, runs):
+def test_move_and_clip_errors(inspector, runs):
     with pytest.raises(ValueError, match="theta has no 'mu_z'; it has mu_t, delta_t"):
         inspector.move(mu_z=0.5)
     with pytest.raises(ValueError, match=r"mu_t must lie in \[0.00, 1.00\], got 1.5"):
@@ -171,7 +171,7 @@ def test_a_wrong_move_or_clip_is_an_error_that_says_what_is_right(inspector, run
         Inspector(runs, clip=20)
 
 
-def test_runs_without_weights_or_with_one_network_are_left_out(runs, csv, tmp_path):
+def test_find_runs_leaves_out_incomplete_runs(runs, csv, tmp_path):
     for source, name in (("a0", "whole"), ("a0", "bare"), ("b3", "alone"), ("b3", "lost")):
         shutil.copytree(runs / f"synthetic-{source}-0", tmp_path / "runs" / name)
     (tmp_path / "runs" / "bare" / "model.safetensors").unlink()
@@ -205,7 +205,7 @@ def test_clips_of_other_classes_are_an_error(runs, tmp_path, make_video):
         Inspector(runs, str(tmp_path / "mine.csv"))
 
 
-def test_a_synthetic_model_finds_the_written_set_or_else_the_demo(tmp_path, monkeypatch):
+def test_csv_of_a_synthetic_model(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
     record = {"data": {"csv": "synthetic.csv"}, "classes": class_names()}  # of a shared model
@@ -285,9 +285,8 @@ FETCH = """async image => {
 }"""
 
 
-def test_in_jupyterlab_a_slider_changes_picture_and_verdict_and_the_button_puts_them_back(
-    page, lab
-):
+@pytest.mark.slow
+def test_inspector_in_jupyterlab(page, lab):
     page.goto(lab)
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     page.wait_for_selector("text=| Idle")  # of the status bar: the kernel is there

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from test_train import MODEL, TRAIN, same
 
@@ -21,6 +22,8 @@ from s2dlib.data.synthetic import write_dataset
 from s2dlib.model import build_model
 from s2dlib.presets import PRESETS
 from s2dlib.training.loop import fit
+
+pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("S2D_KILLS", 5))
 # Half of the time goes into checkpoints, so that many a kill falls into the writing of one.
@@ -47,7 +50,7 @@ def started(*arguments: object) -> multiprocessing.Process:
     return process
 
 
-def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(tmp_path):
+def test_killed_run_ends_like_a_whole_one(tmp_path):
     csv = str(write_dataset(tmp_path / "clips", share=0.001))
     for name in ("first", "whole"):  # the first one's time holds the imports
         begin, process = time.monotonic(), started(csv, tmp_path / name, 0)

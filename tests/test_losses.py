@@ -51,7 +51,7 @@ def test_losses_are_equations_3_11_and_12():
     assert s2d_loss(out, labels).item() == pytest.approx(0.1 * loss_s + loss_d)
 
 
-def test_the_releases_loss_counts_all_clips_and_smooths_their_labels():
+def test_losses_unmasked_and_label_smoothing():
     out, labels = output(), torch.randint(0, 7, (6,))
     plain = smooth = 0.0
     for b, y in enumerate(labels.tolist()):
@@ -66,7 +66,7 @@ def test_the_releases_loss_counts_all_clips_and_smooths_their_labels():
     assert both.item() == pytest.approx(0.5 * loss_s + smooth)
 
 
-def test_losses_of_bfloat16_logits_are_float32_and_so_are_their_gradients():
+def test_losses_of_bfloat16_logits_are_float32():
     out, labels = output(), torch.randint(0, 7, (6,))
     half = replace(out, logits=out.logits.bfloat16(), detail_logits=out.detail_logits.bfloat16())
     half.topk_mask = out.topk_mask.bfloat16()
@@ -82,7 +82,7 @@ def test_losses_of_bfloat16_logits_are_float32_and_so_are_their_gradients():
     assert_close(narrow.grad, wide.grad.bfloat16(), rtol=0, atol=0)  # rounded once, at the end
 
 
-def test_a_network_alone_is_trained_by_its_plain_cross_entropy():
+def test_losses_of_a_network_alone_are_cross_entropy():
     labels = torch.randint(0, 7, (6,))
     alone = output(dnet=False)
     assert s2d_loss(alone, labels).item() == pytest.approx(reference(alone, labels)[0])
@@ -90,7 +90,7 @@ def test_a_network_alone_is_trained_by_its_plain_cross_entropy():
     assert s2d_loss(alone, labels).item() == pytest.approx(reference(alone, labels)[1])
 
 
-def test_a_clip_whose_class_is_left_out_adds_nothing_and_gets_no_gradient():
+def test_detail_loss_masks_clips_outside_topk():
     out = output()
     order = out.logits.argsort(dim=1)
     labels = torch.where(torch.arange(6) < 3, order[:, -1], order[:, 0])  # in, and out
@@ -108,7 +108,7 @@ def hit(scores, label, k):
 
 
 @pytest.mark.parametrize("k", [1, 3, 5, 7, 9])
-def test_hits_are_counted_as_they_are_defined(k):
+def test_topk_hits_are_their_definition(k):
     scores, labels = torch.rand(200, 7), torch.randint(0, 7, (200,))
     scores[:50, 2] = 0
     expected = [hit(row, y, k) for row, y in zip(scores.tolist(), labels.tolist(), strict=True)]
@@ -121,12 +121,12 @@ def test_accuracy_is_the_share_of_hits_in_percent():
     assert accuracy(scores, torch.tensor([0, 1, 2, 5])) == {"top1": 75.0, "top5": 100.0}
 
 
-def test_with_fewer_than_five_classes_top_5_is_all_of_them():
+def test_accuracy_with_fewer_than_five_classes():
     scores, labels = torch.rand(20, 3) + 0.1, torch.randint(0, 3, (20,))
     assert accuracy(scores, labels)["top5"] == 100.0
 
 
-def test_a_class_outside_the_top_k_is_never_a_hit():
+def test_topk_hits_never_outside_the_mask():
     out = output(B=50, k=2)
     labels = torch.randint(0, 7, (50,))
     inside = out.topk_mask.gather(1, labels[:, None])[:, 0] > 0
@@ -134,7 +134,7 @@ def test_a_class_outside_the_top_k_is_never_a_hit():
     assert not topk_hits(out.scores, labels, 1)[~inside].any()
 
 
-def test_with_k_five_the_top_5_of_both_networks_is_that_of_snet():
+def test_topk_hits_with_k_five_are_those_of_snet():
     out, labels = output(B=300, N=20, k=5), torch.randint(0, 20, (300,))
     assert torch.equal(
         topk_hits(out.scores, labels, 5), topk_hits(out.logits.softmax(1), labels, 5)

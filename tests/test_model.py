@@ -82,7 +82,7 @@ def test_every_parameter_gets_a_gradient(row, head):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("row", "head"), ROWS_AND_HEADS)
-def test_a_batch_gives_what_its_clips_give_one_by_one(row, head):
+def test_batch_equals_its_clips_one_by_one(row, head):
     model, batch, lengths = small(row, theta_head=head), clips(), [9, 4, 1]
     together = model(batch, torch.tensor(lengths))  # the padding is garbage
     for i, n in enumerate(lengths):
@@ -96,7 +96,7 @@ def test_a_batch_gives_what_its_clips_give_one_by_one(row, head):
 
 @torch.no_grad()
 @pytest.mark.parametrize("row", VARIANTS)
-def test_the_padding_does_not_leak(row):
+def test_padding_does_not_leak(row):
     model, lengths = small(row), torch.tensor([9, 4, 1])
     batch = clips()
     other = batch.clone()
@@ -108,7 +108,7 @@ def test_the_padding_does_not_leak(row):
 
 @torch.no_grad()
 @pytest.mark.parametrize("row", VARIANTS)
-def test_each_row_returns_what_it_makes_and_no_more(row):
+def test_output_of_each_row(row):
     out = small(row)(clips())
     absent = {
         "a1": {"theta", "context", "detail_volume", "detail_logits"},
@@ -126,7 +126,7 @@ def test_each_row_returns_what_it_makes_and_no_more(row):
 
 @torch.no_grad()
 @pytest.mark.parametrize("row", ["a2", "b1", "b3"])
-def test_frozen_rows_see_the_same_window_whatever_the_clip(row):
+def test_frozen_theta_is_the_same_for_every_clip(row):
     model = small(row)
     a, b = (model(clips()).theta for _ in range(2))
     for name in vars(a):
@@ -139,7 +139,7 @@ def test_frozen_rows_see_the_same_window_whatever_the_clip(row):
 @pytest.mark.parametrize(
     ("row", "learned"), [("a0", "tyx"), ("c2", "yx"), ("c3", "t"), ("b2", "tyx")]
 )
-def test_learned_axes_follow_the_clip(row, learned):
+def test_learned_theta_follows_the_clip(row, learned):
     model = small(row)
     a, b = (model(clips()).theta for _ in range(2))
     for name in vars(a):
@@ -169,7 +169,7 @@ def test_the_forward_is_figure_2(filters):
 
 
 @torch.no_grad()
-def test_a_given_theta_is_where_dnet_looks():
+def test_given_theta_is_used():
     model, frames = small(), clips()
     theta = Theta(torch.full((3,), 0.2), torch.full((3,), 0.5), *[torch.full((3, 3), 0.7)] * 4)
     out = model(frames, theta=theta)
@@ -189,7 +189,7 @@ def test_a_constant_video_gives_constant_volumes(row):
 
 @torch.no_grad()
 @pytest.mark.parametrize("sharp", [1.0, 30.0, 1000.0])
-def test_with_k_five_the_top_5_is_that_of_snet(sharp):
+def test_top5_with_k_five_is_that_of_snet(sharp):
     model = small()
     model.dnet.classifier.weight *= sharp  # a verdict as sure as one likes
     out, labels = model(clips(B=60, T=4)), torch.arange(60) % 12
@@ -239,7 +239,7 @@ def test_any_length_and_size_of_frames_is_taken(shape, head):
 @torch.no_grad()
 @pytest.mark.parametrize(("k", "n_classes"), [(1, 1), (1, 3), (4, 4), (7, 40)])
 @pytest.mark.parametrize("head", HEADS)
-def test_any_k_and_number_of_classes_and_sizes_go(k, n_classes, head):
+def test_any_k_n_classes_and_sizes_are_taken(k, n_classes, head):
     model = small(
         k=k, n_classes=n_classes, theta_head=head, synopsis_size=(1, 3, 5), detail_size=(2, 1, 4)
     )
@@ -247,6 +247,7 @@ def test_any_k_and_number_of_classes_and_sizes_go(k, n_classes, head):
     assert out.scores.shape == (3, n_classes) and out.topk_mask.sum(1).tolist() == [k] * 3
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_runs_at_shrunken_sizes(name):
@@ -302,7 +303,7 @@ def test_a_few_steps_lower_the_loss(head):
 
 
 @torch.no_grad()
-def test_networks_trained_alone_are_taken_over(tmp_path):
+def test_load_networks_trained_alone(tmp_path):
     s, d, frames = small("a1"), small("a2", frozen_space="full"), clips()
     save_file(s.state_dict(), tmp_path / "s.safetensors")
     save_file(d.state_dict(), tmp_path / "d.safetensors")
@@ -316,7 +317,7 @@ def test_networks_trained_alone_are_taken_over(tmp_path):
     assert_close(verdict, d(frames).detail_logits, atol=1e-4, rtol=1e-4)
 
 
-def test_a_second_stage_starts_from_both_networks_of_the_first(tmp_path):
+def test_load_networks_of_a_first_stage(tmp_path):
     first, second = small(), small()
     assert_different = first.snet.classifier.weight != second.snet.classifier.weight
     assert assert_different.any()
@@ -326,7 +327,7 @@ def test_a_second_stage_starts_from_both_networks_of_the_first(tmp_path):
         assert_close(second.state_dict()[name], value)
 
 
-def test_networks_that_do_not_fit_are_refused(tmp_path):
+def test_load_networks_that_do_not_fit(tmp_path):
     s, d = tmp_path / "s.safetensors", tmp_path / "d.safetensors"
     save_file(small("a1", n_classes=9).state_dict(), s)
     save_file(small("a2", n_classes=9).state_dict(), d)

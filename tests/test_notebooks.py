@@ -25,7 +25,7 @@ def code_of(path):
 
 
 @each_notebook
-def test_the_format_is_4_5_with_unique_cell_ids_and_the_kernel_python3(path):
+def test_notebook_format_ids_and_kernel(path):
     notebook = json.loads(path.read_text())
     nbformat.validate(notebook)
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
@@ -35,12 +35,12 @@ def test_the_format_is_4_5_with_unique_cell_ids_and_the_kernel_python3(path):
 
 
 @each_notebook
-def test_no_output_is_committed(path):
+def test_notebook_outputs_are_stripped(path):
     assert all(c["outputs"] == [] and c["execution_count"] is None for c in code_of(path))
 
 
 @each_notebook
-def test_the_first_code_cell_and_no_other_holds_the_parameters(path):
+def test_notebook_parameters_are_in_the_first_cell(path):
     tags = [cell["metadata"].get("tags", []) for cell in code_of(path)]
     assert tags[0] == ["parameters"] and not any(tags[1:])
     lines = "".join(code_of(path)[0]["source"]).splitlines()
@@ -52,7 +52,7 @@ def test_the_first_code_cell_and_no_other_holds_the_parameters(path):
 
 
 @each_notebook
-def test_cells_are_short_and_call_the_package_only(path):
+def test_notebook_cells_are_short_and_call_the_package_only(path):
     sources = ["".join(cell["source"]) for cell in code_of(path)]
     assert max(len(source.splitlines()) for source in sources[1:]) <= 12
     assert sum(len(source.splitlines()) for source in sources[1:]) <= 80
@@ -65,14 +65,14 @@ def test_cells_are_short_and_call_the_package_only(path):
 
 
 @each_notebook
-def test_each_code_cell_follows_a_paragraph(path):
+def test_notebook_code_follows_a_paragraph(path):
     kinds = [cell["cell_type"] for cell in json.loads(path.read_text())["cells"]]
     for before, kind in zip(["code", *kinds], kinds, strict=False):
         assert kind == "markdown" or before == "markdown"
 
 
 @each_notebook
-def test_a_notebook_that_chooses_a_device_names_torch_cuda_by_which_a_gpu_is_reserved(path):
+def test_notebook_with_a_device_names_torch_cuda(path):
     lines = [line for cell in code_of(path) for line in cell["source"]]
     chooses = any(line.startswith("device = ") for line in lines)
     assert chooses == ("torch.cuda" in path.read_text())
@@ -117,10 +117,9 @@ WRITTEN = {
 }
 
 
+@pytest.mark.slow
 @each_notebook
-def test_a_smoke_run_reaches_the_end_in_silence_and_writes_what_it_should(
-    path, csv, runs, tmp_path, monkeypatch
-):
+def test_smoke_run_writes_its_files(path, csv, runs, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run, results = str(runs / "synthetic-a0-0"), str(tmp_path / "results")
     values = {"csv": csv, "runs": str(runs), "run": run, "checkpoint": run}
@@ -137,7 +136,8 @@ def test_a_smoke_run_reaches_the_end_in_silence_and_writes_what_it_should(
         assert file.suffix != ".png" or file.stat().st_size < 200_000
 
 
-def test_00_data_tells_what_is_missing_and_goes_on_without_the_bad_file(tmp_path, make_video):
+@pytest.mark.slow
+def test_00_data_tells_missing_and_bad_files(tmp_path, make_video):
     rows = []
     for i, split in enumerate(["train", "train", "val", "val"]):
         rows.append(Row((f"{i}.mp4",), "wave", split, f"a.txt, line {i}"))
@@ -158,9 +158,8 @@ def test_00_data_tells_what_is_missing_and_goes_on_without_the_bad_file(tmp_path
     assert "| val | 2 | 1 | 1 | 2 | 2 | 12 |" in table.replace("12.0", "12")
 
 
-def test_two_processes_stream_their_lines_into_the_cell_and_the_record_says_so(
-    csv, tmp_path, monkeypatch
-):
+@pytest.mark.slow
+def test_02_train_in_two_processes(csv, tmp_path, monkeypatch):
     if torch.cuda.device_count() < 2:  # each needs a GPU of its own: both use the CPU instead
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     parameters = {"smoke": True, "csv": csv, "results": str(tmp_path), "processes": 2}

@@ -41,12 +41,13 @@ def trained(csv, run, config, processes, dropout=0.0):
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 8])
-def test_shares_are_disjoint_whole_and_differ_by_one(n):
+def test_shards_are_disjoint_whole_and_differ_by_one(n):
     parts = [shard(range(n), i, 3) for i in range(3)]
     assert sum(map(list, parts), []) == list(range(n))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -54,7 +55,7 @@ def test_shares_are_disjoint_whole_and_differ_by_one(n):
         {"theta": "frozen", "alpha": 0.3},  # f_theta gets no gradient
     ],
 )
-def test_two_processes_have_the_losses_and_weights_of_one(changes, csv, tmp_path):
+def test_two_processes_equal_one(changes, csv, tmp_path):
     # AdamW divides by tiny gradients, whose rounding would then show in the weights.
     config = replace(TRAIN, optimizer="sgd", **changes)
     one, alone = trained(csv, tmp_path / "one", config, 1)
@@ -64,7 +65,8 @@ def test_two_processes_have_the_losses_and_weights_of_one(changes, csv, tmp_path
         assert_close(weights, one.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
-def test_two_processes_resume_within_an_epoch_bit_for_bit(csv, tmp_path):
+@pytest.mark.slow
+def test_two_processes_resume_within_an_epoch(csv, tmp_path):
     config = replace(TRAIN, epochs=1, checkpoint_steps=2, theta_source="random")  # three steps
     whole, run = tmp_path / "whole", tmp_path / "run"
     _, history = trained(csv, whole, config, 2, dropout=0.5)
@@ -79,7 +81,8 @@ def test_two_processes_resume_within_an_epoch_bit_for_bit(csv, tmp_path):
     assert alone.train_loss[0] != history.train_loss[0]
 
 
-def test_the_error_of_a_process_is_named(csv, tmp_path):
+@pytest.mark.slow
+def test_two_processes_name_an_error(csv, tmp_path):
     torch.manual_seed(0)
     model, (train_set, val_set) = build_model(replace(MODEL, n_classes=20)), sets_of(csv)
     (tmp_path / "run").mkdir()
@@ -88,8 +91,8 @@ def test_the_error_of_a_process_is_named(csv, tmp_path):
         fit_in_processes(model, train_set, val_set, TRAIN, run_dir=tmp_path / "run", processes=2)
 
 
-def test_a_share_without_a_clip_is_refused(csv, tmp_path):
+def test_shard_without_a_clip_is_refused(csv, tmp_path):
     model, sets = build_model(replace(MODEL, n_classes=20)), sets_of(csv)
+    few = replace(TRAIN, accumulate=2)
     with pytest.raises(ValueError, match="in accumulate=2 parts over 3 processes"):
-        few = replace(TRAIN, accumulate=2)
         fit_in_processes(model, *sets, few, run_dir=tmp_path / "run", processes=3)

@@ -108,7 +108,7 @@ def theta_of(B, T_D, mu=0.5, delta=1.0):
 
 @pytest.mark.parametrize("n_out", [1, 2, 5])
 @pytest.mark.parametrize("n_in", [1, 7, 30])
-def test_centres_are_equation_6(n_out, n_in):
+def test_grid_centres_are_equation_6(n_out, n_in):
     mu, delta = torch.rand(3, 2, dtype=torch.float64), torch.rand(3, 2, dtype=torch.float64) * 4
     p = grid_centres(mu, delta, n_out, n_in)
     for b, z in np.ndindex(3, 2):
@@ -116,14 +116,14 @@ def test_centres_are_equation_6(n_out, n_in):
         assert_close(p[b, z], torch.tensor(expected, dtype=torch.float64))
 
 
-def test_each_clip_has_its_own_length():
+def test_grid_centres_of_clips_of_different_lengths():
     mu, delta = torch.tensor([0.5, 0.25]).double(), torch.tensor([1.0, 2.0]).double()
     p = grid_centres(mu, delta, 4, torch.tensor([8, 20]))
     expected = torch.tensor([[2.5, 3.5, 4.5, 5.5], [2.0, 4.0, 6.0, 8.0]], dtype=torch.float64)
     assert_close(p, expected)
 
 
-def test_the_middle_and_stride_one_are_the_identity_grid():
+def test_grid_centres_at_stride_one_are_the_identity():
     p = grid_centres(torch.tensor(0.5), torch.tensor(1.0), n_out=9, n_in=9)
     assert_close(p, torch.arange(9) + 0.5)
     assert_close(linear_filters(p, 9), torch.eye(9))
@@ -148,16 +148,17 @@ def test_filters_are_their_definition(filters, weigh):
 
 @pytest.mark.parametrize("filters", [gaussian_filters, linear_filters])
 @pytest.mark.parametrize("mu", [-300.0, -3.0, 0.5, 4.0, 300.0])
-def test_filters_sum_to_one_and_carry_gradient_even_off_screen(filters, mu):
+def test_filters_sum_to_one_and_carry_gradient(filters, mu):
     mu, delta = torch.tensor(mu, requires_grad=True), torch.tensor(2.0, requires_grad=True)
     G = filters(grid_centres(mu, delta, n_out=4, n_in=16), n_in=16)
     assert_close(G.sum(dim=-1), torch.ones(4))
     (G @ torch.linspace(0, 1, 16)).sum().backward()
     assert mu.grad.isfinite() and delta.grad.isfinite()
+    assert (mu.grad > 0.1) == (0 < mu < 1)  # where the grid is on screen, mu moves what is seen
 
 
 @pytest.mark.parametrize("filters", [gaussian_filters, linear_filters])
-def test_off_screen_rows_repeat_the_border(filters):
+def test_filters_off_screen_repeat_the_border(filters):
     G = filters(torch.tensor([[-50.0, 100.0], [-50.0, 100.0]]), 10, torch.tensor([10.0, 6.0]))
     assert_close(G[0], torch.eye(10)[[0, 9]])
     assert_close(G[1], torch.eye(10)[[0, 5]])  # the last real frame, not the padding
@@ -180,7 +181,7 @@ def test_filters_pass_gradcheck(filters):
 
 @pytest.mark.parametrize(("name", "weigh"), [("gaussian", gaussian), ("linear", linear)])
 @pytest.mark.parametrize("lengths", [[7, 7], [7, 4], [1, 6]])
-def test_the_detail_volume_is_the_sum_over_the_clip(name, weigh, lengths):
+def test_detail_volume_is_the_sum_over_the_clip(name, weigh, lengths):
     frames = np.random.default_rng(1).uniform(0, 255, (2, 3, 7, 6, 5))
     size, values = (3, 4, 2), numbers(2, 3)
     volume = DetailSampler(size, name)(
@@ -191,7 +192,7 @@ def test_the_detail_volume_is_the_sum_over_the_clip(name, weigh, lengths):
 
 
 @pytest.mark.parametrize(("name", "weigh"), [("gaussian", gaussian), ("linear", linear)])
-def test_the_gradient_of_theta_agrees_with_finite_differences(name, weigh):
+def test_detail_volume_gradient_of_theta(name, weigh):
     rng = np.random.default_rng(2)
     frames, size, lengths = rng.standard_normal((2, 1, 6, 5, 6)), (2, 3, 2), [6, 5]
     upstream, values = rng.standard_normal((2, 1, *size)), numbers(2, 2, seed=3)
@@ -214,7 +215,7 @@ def test_the_gradient_of_theta_agrees_with_finite_differences(name, weigh):
             assert slope == pytest.approx((up - down) / (2 * eps), abs=2e-4), (parameter, where)
 
 
-def test_the_gradient_reaches_the_frames():
+def test_detail_volume_gradient_of_frames():
     frames = torch.rand(1, 3, 4, 5, 5, requires_grad=True)
     volume = DetailSampler((2, 3, 3))(frames, theta_of(1, 2))
     volume.sum().backward()
@@ -222,7 +223,7 @@ def test_the_gradient_reaches_the_frames():
 
 
 @pytest.mark.parametrize("name", ["gaussian", "linear"])
-def test_a_constant_video_gives_a_constant_volume(name):
+def test_detail_volume_of_a_constant_video(name):
     frames = torch.full((2, 3, 6, 9, 8), 77, dtype=torch.uint8)
     theta = as_theta(numbers(2, 4))
     theta.mu_y[0], theta.delta_x[1] = 1.4, 9.0  # off-screen too
@@ -230,13 +231,13 @@ def test_a_constant_video_gives_a_constant_volume(name):
     assert_close(volume, torch.full_like(volume, 77.0))
 
 
-def test_the_identity_grid_of_the_linear_filter_gives_the_clip_back():
+def test_detail_volume_identity_of_linear_filters():
     frames = torch.randint(0, 256, (2, 3, 5, 6, 7), dtype=torch.uint8)
     volume = DetailSampler((5, 6, 7), "linear")(frames, theta_of(2, 5))
     assert_close(volume, frames.float(), atol=1e-3, rtol=0)
 
 
-def test_the_identity_grid_of_the_gaussian_keeps_a_ramp():
+def test_detail_volume_identity_of_gaussian_filters_keeps_a_ramp():
     ramp = torch.arange(20.0)[None, None, :, None, None].expand(1, 3, 20, 20, 20)
     volume = DetailSampler((20, 20, 20))(ramp, theta_of(1, 20))
     assert_close(volume[:, :, 5:15], ramp[:, :, 5:15], atol=1e-3, rtol=0)
@@ -244,7 +245,7 @@ def test_the_identity_grid_of_the_gaussian_keeps_a_ramp():
 
 @pytest.mark.parametrize("name", ["gaussian", "linear"])
 @pytest.mark.parametrize(("mu", "border"), [(-40.0, 0), (40.0, -1)])
-def test_off_screen_grids_are_finite_and_equal_to_the_border(name, mu, border):
+def test_detail_volume_off_screen_is_the_border(name, mu, border):
     frames = torch.rand(2, 3, 5, 6, 7)
     theta = theta_of(2, 4, mu=mu).map(lambda v: v.requires_grad_())
     lengths = torch.tensor([5, 3])
@@ -257,7 +258,7 @@ def test_off_screen_grids_are_finite_and_equal_to_the_border(name, mu, border):
 
 
 @pytest.mark.parametrize("name", ["gaussian", "linear"])
-def test_a_batch_gives_what_its_clips_give_one_by_one(name):
+def test_detail_volume_of_a_batch_equals_its_clips(name):
     clips = [torch.randint(0, 256, (3, n, 6, 7), dtype=torch.uint8) for n in (4, 9, 1)]
     batch = torch.randint(0, 256, (3, 3, 9, 6, 7), dtype=torch.uint8)  # garbage in the padding
     for row, clip in zip(batch, clips, strict=True):
@@ -269,7 +270,7 @@ def test_a_batch_gives_what_its_clips_give_one_by_one(name):
         assert_close(together[i : i + 1], alone)
 
 
-def test_sampling_commutes_with_normalisation():
+def test_detail_volume_commutes_with_normalisation():
     frames, theta = torch.rand(2, 3, 6, 8, 8), as_theta(numbers(2, 4))
     mean, std = torch.rand(3, 1, 1, 1), torch.rand(3, 1, 1, 1) + 0.5
     sampler = DetailSampler((4, 3, 5))
@@ -281,7 +282,7 @@ def test_sampling_commutes_with_normalisation():
 
 
 @pytest.mark.parametrize("T_S", [1, 3, 6, 8, 16, 20])
-def test_the_synopsis_takes_the_middle_of_equal_segments(T_S):
+def test_uniform_sampler_takes_the_middle_of_equal_segments(T_S):
     lengths = torch.arange(1, 151)
     index = torch.arange(150.0).view(1, 1, 150, 1, 1).expand(150, 1, 150, 1, 1)
     picked = UniformSampler((T_S, 1, 1))(index, lengths)[:, 0, :, 0, 0]
@@ -290,7 +291,7 @@ def test_the_synopsis_takes_the_middle_of_equal_segments(T_S):
 
 
 @pytest.mark.parametrize("size", [(4, 5), (9, 9), (12, 20)])
-def test_the_synopsis_is_resized_with_antialiasing(size):
+def test_uniform_sampler_resizes_with_antialiasing(size):
     frames = torch.randint(0, 256, (2, 3, 4, 9, 11), dtype=torch.uint8)
     V = UniformSampler((2, *size))(frames, torch.tensor([4, 2]))
     for b, c, z in np.ndindex(2, 3, 2):
@@ -298,7 +299,7 @@ def test_the_synopsis_is_resized_with_antialiasing(size):
         assert_close(V[b, c, z].double(), torch.tensor(resized(image, size)), atol=1e-3, rtol=0)
 
 
-def test_a_constant_video_gives_a_constant_synopsis():
+def test_uniform_sampler_of_a_constant_video():
     frames = torch.full((1, 3, 5, 9, 8), 200, dtype=torch.uint8)
     V = UniformSampler((3, 4, 6))(frames, torch.tensor([5]))
     assert_close(V, torch.full((1, 3, 3, 4, 6), 200.0))
@@ -308,7 +309,7 @@ def test_a_constant_video_gives_a_constant_synopsis():
 
 
 @pytest.mark.parametrize("space", ["crop", "full"])
-def test_frozen_theta_is_uniform_in_time_and_the_crop_or_the_whole_in_space(space):
+def test_frozen_theta_is_uniform_in_time_crop_or_full_in_space(space):
     size, (H, W) = (4, 6, 5), (20, 25)
     theta = frozen_theta(Extent(torch.tensor([12, 30]), H, W), size, space)
     p_t = grid_centres(theta.mu_t, theta.delta_t, 4, torch.tensor([12, 30]))
@@ -321,7 +322,7 @@ def test_frozen_theta_is_uniform_in_time_and_the_crop_or_the_whole_in_space(spac
     assert_close(p_x, x.expand(2, 4, 5))
 
 
-def test_a_frozen_zoom_is_a_window_in_the_middle():
+def test_frozen_theta_zoom_is_a_window_in_the_middle():
     n, size = torch.tensor([12, 30]), (4, 6, 5)
     theta = frozen_theta(Extent(n, 20, 25), size, "full", zoom=(0.5, 0.7))
     p_t = grid_centres(theta.mu_t, theta.delta_t, 4, n)
@@ -334,7 +335,7 @@ def test_a_frozen_zoom_is_a_window_in_the_middle():
         assert_close(n_out * delta, torch.full((2, 4), 0.7 * L))
 
 
-def test_the_true_theta_is_a_window_of_twice_the_detail_within_the_bounds():
+def test_true_theta_is_a_window_of_twice_the_detail():
     size, n = (4, 6, 5), torch.tensor([40, 40, 8])
     truth = torch.tensor([[10.0, 6, 9, 30, 12], [39, 100, 90, 5, 5], [4, 0.5, 1, 20, 20]])
     theta = true_theta(truth, Extent(n, 48, 60), size)
@@ -346,7 +347,7 @@ def test_the_true_theta_is_a_window_of_twice_the_detail_within_the_bounds():
     assert_close(theta.delta_x[:, 0], torch.tensor([18 / 5, 60 / 5, 1.0]))
 
 
-def test_distances_to_the_truth_are_those_of_intervals_and_boxes():
+def test_distance_to_truth_of_intervals_and_boxes():
     size, n = (4, 6, 5), torch.tensor([40])
     space = dict(
         mu_y=torch.tensor([[0.1, 0.5, 0.9, 0.9]]), mu_x=torch.tensor([[0.1, 0.25, 0.9, 0.9]]),
@@ -372,7 +373,7 @@ def test_distances_to_the_truth_are_those_of_intervals_and_boxes():
     assert away["iou_t"].item() == 0
 
 
-def test_an_anchored_zoom_never_leaves_the_clip_and_holds_its_anchor():
+def test_anchored_zoom_stays_in_the_clip():
     anchor, zoom = torch.meshgrid(
         torch.linspace(0, 1, 21).double(), torch.linspace(0.01, 1, 21).double(), indexing="ij"
     )
@@ -385,7 +386,7 @@ def test_an_anchored_zoom_never_leaves_the_clip_and_holds_its_anchor():
     assert_close(p, a + zoom[..., None] * (uniform - a))
 
 
-def test_random_windows_stay_inside_and_half_of_them_are_uniform():
+def test_random_theta_stays_inside_and_half_is_uniform():
     n, size = torch.randint(5, 60, (2000,)), (4, 6, 5)
     theta = random_theta(Extent(n, 40, 50), size)
     for mu, delta, n_out, L in (
@@ -428,6 +429,6 @@ def test_lengths_out_of_range_are_named(lengths):
     assert str(lengths) in str(error.value)
 
 
-def test_a_length_for_each_clip_is_asked_for():
+def test_lengths_of_wrong_number_are_named():
     with pytest.raises(ValueError, match=r"2 lengths.*\(3,\)"):
         check_clips(torch.zeros(2, 3, 4, 8, 8), torch.tensor([1, 2, 3]))

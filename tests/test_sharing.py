@@ -57,7 +57,7 @@ def clips():
 
 
 @pytest.mark.parametrize("variant", ["a0", "a1", "a2", "b2"])
-def test_a_model_comes_back_from_its_folder_the_same_with_its_record(tmp_path, variant):
+def test_from_pretrained_gives_model_and_record_back(tmp_path, variant):
     model, frames = trained(variant=variant), clips()
     model.save_pretrained(tmp_path / "shared")
     back = S2DNet.from_pretrained(tmp_path / "shared")
@@ -67,13 +67,13 @@ def test_a_model_comes_back_from_its_folder_the_same_with_its_record(tmp_path, v
     assert replace(back.data, csv=DATA.csv) == DATA
 
 
-def test_a_runs_folder_is_a_shared_model_with_its_metrics(runs):
+def test_from_pretrained_takes_a_runs_folder(runs):
     model = S2DNet.from_pretrained(runs / "synthetic-a0-0")
     assert model.record["metrics"]["top1"] == 5.0
     assert model.classes[0] == "upright tall bar>pole" and model.data.n_frames == 48
 
 
-def test_what_is_shared_holds_no_path_of_its_owner_and_no_pickle(tmp_path):
+def test_save_pretrained_holds_no_path_and_no_pickle(tmp_path):
     trained().save_pretrained(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", CONFIG_FILE, WEIGHTS]
     for path in tmp_path.iterdir():
@@ -84,7 +84,7 @@ def test_what_is_shared_holds_no_path_of_its_owner_and_no_pickle(tmp_path):
     assert record["provenance"]["command"] == shown
 
 
-def test_a_pickle_in_the_place_of_the_weights_is_refused_and_not_run(tmp_path):
+def test_from_pretrained_refuses_a_pickle(tmp_path):
     class Bomb:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'ran'}",)
@@ -100,7 +100,7 @@ def test_a_pickle_in_the_place_of_the_weights_is_refused_and_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_card_tells_what_was_trained_and_measured_and_dashes_for_the_rest(
+def test_model_card_tells_training_and_metrics(
     tmp_path,
 ):
     trained().save_pretrained(tmp_path)
@@ -112,7 +112,7 @@ def test_the_card_tells_what_was_trained_and_measured_and_dashes_for_the_rest(
     assert "-p csv mine.csv" in card.text and "run; walk; sit" in card.text
 
 
-def test_an_untrained_model_has_a_card_of_dashes_and_no_data(tmp_path):
+def test_model_card_of_an_untrained_model(tmp_path):
     model = build_model(SMALL)
     model.save_pretrained(tmp_path)
     card = ModelCard.load(tmp_path / "README.md")
@@ -121,7 +121,7 @@ def test_an_untrained_model_has_a_card_of_dashes_and_no_data(tmp_path):
         _ = S2DNet.from_pretrained(tmp_path).data
 
 
-def test_weights_of_another_architecture_are_an_error_that_names_the_difference(tmp_path):
+def test_from_pretrained_names_another_architecture(tmp_path):
     trained().save_pretrained(tmp_path)
     record = json.loads((tmp_path / CONFIG_FILE).read_text())
     record["model"] |= {"fuse_context": False, "context_dim": 4}
@@ -131,7 +131,7 @@ def test_weights_of_another_architecture_are_an_error_that_names_the_difference(
         S2DNet.from_pretrained(tmp_path)
 
 
-def test_a_record_of_another_version_is_an_error_that_says_so(tmp_path):
+def test_from_pretrained_names_another_version(tmp_path):
     trained().save_pretrained(tmp_path)
     record = json.loads((tmp_path / CONFIG_FILE).read_text())
     record["model"]["telescope"] = True
@@ -140,14 +140,14 @@ def test_a_record_of_another_version_is_an_error_that_says_so(tmp_path):
         S2DNet.from_pretrained(tmp_path)
 
 
-def test_a_runs_folder_keeps_its_record_when_a_model_is_saved_there(runs):
+def test_save_pretrained_keeps_a_runs_record(runs):
     before = (runs / "synthetic-a0-0" / CONFIG_FILE).read_bytes()
     with pytest.raises(ValueError, match="the folder of a run"):
         trained().save_pretrained(runs / "synthetic-a0-0")
     assert (runs / "synthetic-a0-0" / CONFIG_FILE).read_bytes() == before
 
 
-def test_a_source_that_is_no_folder_and_no_hub_id_is_an_error_in_a_sentence(tmp_path):
+def test_from_pretrained_source_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a folder with config.json"):
         S2DNet.from_pretrained("results/models/no-such/model")
     with pytest.raises(FileNotFoundError, match="no such folder in"):  # and no hub is asked
@@ -178,7 +178,8 @@ class Hub(SimpleHTTPRequestHandler):
         pass
 
 
-def test_a_model_comes_from_a_hub_by_its_id(tmp_path):
+@pytest.mark.slow
+def test_from_pretrained_takes_a_hub_id(tmp_path):
     model, frames = trained(), torch.arange(9 * 20 * 24).view(1, 1, 9, 20, 24) % 256
     model.save_pretrained(tmp_path / "hub" / "someone" / "s2dnet")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=str(tmp_path / "hub")))
@@ -202,7 +203,7 @@ def test_a_model_comes_from_a_hub_by_its_id(tmp_path):
     assert_close(torch.tensor([*map(float, scores)]), model(frames.byte()).scores[0])
 
 
-def test_fine_tuning_takes_up_classes_by_name_and_starts_new_ones_anew():
+def test_initialise_takes_classes_by_name():
     start, classes = trained(), ["stand", "fly", "run"]
     model = build_model(SMALL, n_classes=3)
     fresh = {k: v.clone() for k, v in model.state_dict().items()}
@@ -223,7 +224,7 @@ def test_fine_tuning_takes_up_classes_by_name_and_starts_new_ones_anew():
     assert len(rest) > 40 and all(own[k].equal(old[k]) for k in rest)
 
 
-def test_with_the_same_classes_in_another_order_the_verdict_stays():
+def test_initialise_with_classes_in_another_order():
     start, frames = trained(), clips()
     model = build_model(SMALL).eval()
     initialise_from(model, start, NAMES[::-1])
@@ -231,13 +232,13 @@ def test_with_the_same_classes_in_another_order_the_verdict_stays():
 
 
 @pytest.mark.parametrize("changes", [{"theta_head": "attention"}, {"context_dim": 4}])
-def test_a_checkpoint_of_other_networks_is_refused_by_what_differs(changes):
+def test_initialise_refuses_other_networks(changes):
     what = "branches.space_score.weight" if "theta_head" in changes else r"\(8,\) \(4,\)"
     with pytest.raises(ValueError, match=f"another architecture.*{what}"):
         initialise_from(build_model(replace(SMALL, **changes)), trained(), NAMES)
 
 
-def test_a_preset_that_goes_on_from_a_model_has_its_networks_and_clips_and_its_own_rest():
+def test_with_networks_of_takes_networks_and_clips():
     preset = with_networks_of(PRESETS["videos"], SMALL, DATA)
     assert preset.model == replace(SMALL, n_classes=10, k=5)
     assert (preset.data.n_frames, preset.data.crop, preset.data.gray) == (9, 20, True)

@@ -13,9 +13,11 @@ from s2dlib.losses import s2d_loss
 from s2dlib.model import build_model
 from s2dlib.report.cost import count
 
+pytestmark = pytest.mark.slow
+
 
 @torch.no_grad()
-def test_the_stages_are_torchvisions_network(tmp_path):
+def test_swin_stages_equal_torchvision(tmp_path):
     torch.manual_seed(0)
     net = swin3d_t(weights=None).eval()
     torch.save(net.state_dict(), tmp_path / "swin.pth")
@@ -29,7 +31,7 @@ def test_the_stages_are_torchvisions_network(tmp_path):
     assert shapes == ours.channels
 
 
-def test_parameters_and_multiply_adds_are_those_that_torchvision_lists():
+def test_swin_parameters_and_multiply_adds():
     config = ModelConfig(n_classes=400, snet="swin3d-t", dnet=None, synopsis_size=(16, 224, 224))
     model = build_model(config)
     assert sum(p.numel() for p in model.parameters()) == 28_158_070
@@ -37,7 +39,7 @@ def test_parameters_and_multiply_adds_are_those_that_torchvision_lists():
 
 
 @pytest.mark.parametrize("head", ["fc", "attention"])
-def test_both_networks_may_be_transformers_and_every_parameter_learns(head):
+def test_swin_in_both_networks_learns(head):
     torch.manual_seed(0)
     model = build_model(
         ModelConfig(

@@ -84,7 +84,7 @@ def snet(**changes):
 # Eq. 1-3
 
 
-def test_the_classifier_is_a_softmax_layer_on_the_mean_of_the_features():
+def test_snet_classifier_is_on_mean_features():
     net, V = snet(), torch.randn(2, 3, 4, 12, 16)
     logits, mask, theta, context = net(V, EXTENT)
     e = array(net.backbone(V))
@@ -94,7 +94,7 @@ def test_the_classifier_is_a_softmax_layer_on_the_mean_of_the_features():
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])
-def test_the_mask_marks_the_k_largest(k):
+def test_topk_mask_marks_the_k_largest(k):
     logits = torch.randn(50, 7)
     mask = topk_mask(logits, k)
     for row, s in zip(logits.tolist(), mask.tolist(), strict=True):
@@ -102,7 +102,7 @@ def test_the_mask_marks_the_k_largest(k):
             assert s[n] == float(sum(other > row[n] for other in row) < k)
 
 
-def test_among_equals_the_mask_still_marks_k():
+def test_topk_mask_among_equals_marks_k():
     logits = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0], [3.0, 3.0, 3.0, 3.0, 3.0]])
     for k in (1, 2, 3, 5):
         mask = topk_mask(logits, k)
@@ -112,7 +112,7 @@ def test_among_equals_the_mask_still_marks_k():
                 assert row[s].min() >= row[~s].max()
 
 
-def test_the_mask_carries_no_gradient():
+def test_topk_mask_carries_no_gradient():
     logits = torch.randn(2, 7, requires_grad=True)
     assert not topk_mask(logits, 3).requires_grad
 
@@ -120,7 +120,7 @@ def test_the_mask_carries_no_gradient():
 # Eq. 4
 
 
-def test_expansion_repeats_a_vector_everywhere():
+def test_expand_like_repeats_a_vector_everywhere():
     vector, features = torch.randn(2, 7), torch.zeros(2, 5, 3, 4, 2)
     expanded = expand_like(vector, features)
     assert expanded.shape == (2, 7, 3, 4, 2)
@@ -214,7 +214,7 @@ def check_attention(theta, h, head, T_D, H_D, W_D):
 
 
 @pytest.mark.parametrize("head", ["fc", "attention"])
-def test_theta_is_two_convolutions_and_two_branches(head):
+def test_theta_head_is_two_convolutions_and_two_branches(head):
     config = replace(CONFIG, theta_head=head)
     f_theta = shaken(ThetaHead(config, (5, 3, 2, 4)))
     e, mask = torch.randn(2, 5, 3, 2, 4), topk_mask(torch.randn(2, 7), 3)
@@ -232,7 +232,7 @@ def test_theta_is_two_convolutions_and_two_branches(head):
 
 @pytest.mark.parametrize("head", [FcHead, AttentionHead])
 @pytest.mark.parametrize(("time", "space"), [(True, False), (False, True)])
-def test_an_axis_that_is_not_learned_stays_frozen(head, time, space):
+def test_theta_of_an_axis_not_learned_stays_frozen(head, time, space):
     config = replace(CONFIG, sample_time=time, sample_space=space)
     frozen = frozen_theta(EXTENT, config.detail_size, "crop")
     theta = shaken(head(config, (6, 3, 2, 4)))(torch.randn(2, 6, 3, 2, 4), frozen, EXTENT)
@@ -289,7 +289,7 @@ def test_zooms_stay_between_one_pixel_and_the_whole_for_any_raw_value(full):
 
 
 @pytest.mark.parametrize("head", [FcHead, AttentionHead])
-def test_extreme_features_give_finite_theta_and_gradients(head):
+def test_theta_of_extreme_features_is_finite(head):
     module = head(CONFIG, (6, 3, 2, 4))
     h = (1e4 * torch.rand(2, 6, 3, 2, 4)).requires_grad_()
     theta = module(h, frozen_theta(EXTENT, CONFIG.detail_size, "crop"), EXTENT)
@@ -317,7 +317,7 @@ def test_windows_of_the_attention_head_never_leave_the_clip():
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_values_are_read_between_frames_linearly_and_held_at_the_ends(n):
+def test_interpolate_is_linear_and_held_at_the_ends(n):
     values, at = torch.randn(3, n), torch.linspace(-0.5, 1.5, 31).expand(3, 31)
     read = interpolate(values, at)
     for b in range(3):
@@ -326,7 +326,7 @@ def test_values_are_read_between_frames_linearly_and_held_at_the_ends(n):
 
 
 @pytest.mark.parametrize("detach", [False, True])
-def test_the_gradient_of_theta_stops_before_the_backbone_if_asked(detach):
+def test_detach_theta_stops_the_gradient(detach):
     net = SNet(build_backbone("tiny-s"), replace(CONFIG, detach_theta=detach)).eval()
     theta = net(torch.randn(2, 3, 4, 12, 16), EXTENT)[2]
     sum(v.sum() for v in vars(theta).values()).backward()
@@ -337,7 +337,7 @@ def test_the_gradient_of_theta_stops_before_the_backbone_if_asked(detach):
 # Eq. 5
 
 
-def test_the_context_is_a_layer_with_relu_and_batch_norm_over_features_and_mask():
+def test_context_head_is_equation_5():
     f_m = shaken(ContextHead(5, CONFIG))
     pooled, mask = torch.randn(3, 5), topk_mask(torch.randn(3, 7), 3)
     x = np.concatenate((array(pooled), array(mask)), axis=1)
@@ -345,7 +345,7 @@ def test_the_context_is_a_layer_with_relu_and_batch_norm_over_features_and_mask(
     assert_close(array(f_m(pooled, mask)), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_network_hands_pooled_features_and_mask_to_the_context():
+def test_snet_context_of_pooled_features_and_mask():
     net, V = snet(), torch.randn(2, 3, 4, 12, 16)
     logits, mask, _, context = net(V, EXTENT)
     assert torch.equal(mask, topk_mask(logits, 3))
@@ -362,7 +362,7 @@ def test_snet_alone_makes_no_synopsis():
     assert not [n for n, _ in net.named_parameters() if "head" in n]
 
 
-def test_asking_for_the_shape_of_features_leaves_the_network_as_it_was():
+def test_feature_shape_leaves_the_network_as_it_was():
     backbone = build_backbone("tiny-s").train()
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
     assert feature_shape(backbone, (4, 12, 16)) == (48, 4, 3, 4)

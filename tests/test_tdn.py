@@ -15,6 +15,8 @@ from s2dlib.model import build_model
 from s2dlib.presets import PRESETS
 from s2dlib.report.cost import count
 
+pytestmark = pytest.mark.slow
+
 FOLDED = r"(enter\.0|branch\.[03]|shortcut\.0|stem\.0|conv\d|downsample\.0)\.weight$"
 
 
@@ -35,7 +37,7 @@ def backbone():
     return settled(build_backbone("tdn-r50"), (torch.randn(2, 3, 15, 64, 64),))
 
 
-def test_counted_and_sized_as_its_authors_network():
+def test_tdn_parameters_and_multiply_adds():
     preset = PRESETS["tdn-r50"]
     model = build_model("tdn-r50")
     gmacs = count(model, preset.data.n_frames, 224, 224)["gmacs"].sum()
@@ -50,7 +52,7 @@ def test_counted_and_sized_as_its_authors_network():
 
 
 @torch.no_grad()
-def test_segments_are_compared_with_their_neighbours_as_written_out(backbone):
+def test_long_term_compares_neighbouring_segments(backbone):
     torch.manual_seed(1)
     module = settled(LongTerm(32).double(), (torch.randn(4, 32, 6, 6).double(), 2))
     B, T = 2, 4
@@ -74,7 +76,7 @@ def test_segments_are_compared_with_their_neighbours_as_written_out(backbone):
 
 
 @torch.no_grad()
-def test_the_short_term_sees_the_middle_frame_and_four_differences(backbone):
+def test_short_term_sees_middle_frame_and_differences(backbone):
     module: ShortTerm = backbone.stages["res2"]
     video = torch.randn(1, 3, 10, 64, 64)
     out = module(video)
@@ -93,7 +95,7 @@ def test_the_short_term_sees_the_middle_frame_and_four_differences(backbone):
 
 
 @torch.no_grad()
-def test_a_clip_that_stands_still_has_no_motion(backbone):
+def test_short_term_of_a_still_clip_has_no_motion(backbone):
     still = torch.randn(1, 3, 1, 64, 64).expand(-1, -1, 10, -1, -1)
     seen = []
     hook = (
@@ -107,7 +109,7 @@ def test_a_clip_that_stands_still_has_no_motion(backbone):
 
 
 @torch.no_grad()
-def test_the_temporal_convolution_starts_as_the_shift_and_is_one():
+def test_temporal_conv_starts_as_the_shift():
     module = TemporalConv(16)
     x = torch.randn(6, 16, 2, 3)
     clip = x.unflatten(0, (2, 3))
@@ -145,7 +147,7 @@ def published_file(backbone, path):
 
 
 @torch.no_grad()
-def test_a_file_of_the_authors_gives_the_same_network_without_its_biases(backbone, tmp_path):
+def test_tdn_file_of_the_authors_arrives(backbone, tmp_path):
     file = published_file(backbone, tmp_path / "tdn.pth")
     for name in (
         "base_model.conv1.bias",
@@ -162,7 +164,7 @@ def test_a_file_of_the_authors_gives_the_same_network_without_its_biases(backbon
     assert_close(loaded.state_dict(), backbone.state_dict())  # bias and mean cancel out
 
 
-def test_a_key_left_over_in_such_a_file_is_named(backbone, tmp_path):
+def test_tdn_file_with_a_key_left_over_is_named(backbone, tmp_path):
     file = published_file(backbone, tmp_path / "tdn.pth")
     file["base_model.layer2_bak.0.shift.conv.weigth"] = file.pop(
         "base_model.layer2_bak.0.shift.conv.weight"
@@ -172,6 +174,6 @@ def test_a_key_left_over_in_such_a_file_is_named(backbone, tmp_path):
         build_backbone("tdn-r50", str(tmp_path / "odd.pth"))
 
 
-def test_frames_that_are_no_whole_segments_are_an_error(backbone):
+def test_tdn_frames_of_no_whole_segments(backbone):
     with pytest.raises(ValueError, match="segments of 5 frames, got 12"):
         backbone(torch.randn(1, 3, 12, 64, 64))

@@ -16,7 +16,6 @@ from torch.testing import assert_close
 from s2dlib.config import DataConfig, ModelConfig, TrainConfig
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.loader import collate
-from s2dlib.data.synthetic import write_dataset
 from s2dlib.model import Output, build_model
 from s2dlib.presets import PRESETS
 from s2dlib.sampler import Extent
@@ -77,7 +76,7 @@ def same(run, other):
 
 @pytest.mark.parametrize("warmup_epochs", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("final_lr", [0.0, 0.01])
-def test_the_rate_warms_up_linearly_and_falls_as_a_cosine(warmup_epochs, final_lr):
+def test_learning_rate_warms_up_and_falls_as_a_cosine(warmup_epochs, final_lr):
     config = TrainConfig(epochs=6, warmup_epochs=warmup_epochs, final_lr=final_lr)
     rates = [learning_rate(step, 10, config) for step in range(60)]
     n = {0.0: 1, 0.5: 5, 2.0: 20}[warmup_epochs]
@@ -92,7 +91,7 @@ def test_the_rate_warms_up_linearly_and_falls_as_a_cosine(warmup_epochs, final_l
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_the_theta_head_has_its_own_rate_and_each_parameter_is_in_one_group(optimizer):
+def test_optimizer_groups_of_the_theta_head(optimizer):
     model = model_of()
     config = replace(TRAIN, optimizer=optimizer, hold_zoom=3)
     groups = make_optimizer(model, config).param_groups
@@ -107,7 +106,7 @@ def test_the_theta_head_has_its_own_rate_and_each_parameter_is_in_one_group(opti
     assert len(make_optimizer(model_of(theta_head="fc"), config).param_groups) == 2
 
 
-def test_the_zooms_wait_for_their_epoch(sets, tmp_path):
+def test_hold_zoom_waits_for_its_epoch(sets, tmp_path):
     def zoom_after(epochs):
         model = model_of()
         config = replace(TRAIN, epochs=epochs, hold_zoom=1, warmup_epochs=0)
@@ -119,12 +118,12 @@ def test_the_zooms_wait_for_their_epoch(sets, tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["a1", "a2", "b1"])
-def test_a_row_without_theta_head_has_one_group(variant):
+def test_optimizer_has_one_group_without_theta_head(variant):
     assert len(make_optimizer(build_model(MODEL, variant), TRAIN).param_groups) == 1
 
 
 @pytest.mark.parametrize(("n", "size"), [(12, 4), (13, 4), (3, 8), (8, 1)])
-def test_batches_cover_the_clips_but_for_an_incomplete_one(n, size):
+def test_epoch_batches_cover_the_clips(n, size):
     steps = epoch_batches(n, size, seed=1, epoch=2)
     flat = sum(steps, [])
     assert all(len(step) == min(size, n) for step in steps)
@@ -132,7 +131,7 @@ def test_batches_cover_the_clips_but_for_an_incomplete_one(n, size):
     assert set(flat) <= set(range(n))
 
 
-def test_batches_depend_on_seed_and_epoch_alone():
+def test_epoch_batches_depend_on_seed_and_epoch_alone():
     first = epoch_batches(20, 4, seed=1, epoch=2)
     torch.manual_seed(99)
     assert first == epoch_batches(20, 4, seed=1, epoch=2)
@@ -141,7 +140,7 @@ def test_batches_depend_on_seed_and_epoch_alone():
     )
 
 
-def test_the_seed_of_an_epoch_repeats():
+def test_seed_everything_repeats_an_epoch():
     draws = []
     for seed, epoch in ((0, 1), (0, 1), (0, 2), (1, 1)):
         seed_everything(seed, epoch)
@@ -170,7 +169,7 @@ def test_fit_writes_history_weights_and_checkpoints(sets, tmp_path):
     assert not list(run.glob("*.part"))
 
 
-def test_a_seed_repeats_the_run_and_another_does_not(sets, tmp_path):
+def test_fit_repeats_by_seed(sets, tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         fit(model_of(), *sets, TRAIN, run_dir=tmp_path / name, seed=seed)
     same(tmp_path / "a", tmp_path / "b")
@@ -178,7 +177,7 @@ def test_a_seed_repeats_the_run_and_another_does_not(sets, tmp_path):
         same(tmp_path / "a", tmp_path / "c")
 
 
-def test_every_epoch_draws_its_own_crops(sets, tmp_path, monkeypatch):
+def test_fit_draws_crops_for_every_epoch(sets, tmp_path, monkeypatch):
     epochs, set_epoch = [], VideoDataset.set_epoch
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -189,7 +188,7 @@ def test_every_epoch_draws_its_own_crops(sets, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("variant", ["a1", "a2"])
-def test_a_network_alone_is_trained_by_the_same_loop(variant, sets, tmp_path):
+def test_fit_trains_a_network_alone(variant, sets, tmp_path):
     model = build_model(MODEL, variant)
     config = replace(TRAIN, theta_source="random" if variant == "a2" else "model")
     history = fit(model, *sets, config, run_dir=tmp_path / "r")
@@ -198,40 +197,58 @@ def test_a_network_alone_is_trained_by_the_same_loop(variant, sets, tmp_path):
 
 
 @pytest.fixture
-def synthetic(tmp_path):
-    csv = write_dataset(tmp_path / "clips", share=0.001)
-    data = replace(PRESETS["synthetic"].data, csv=str(csv), cache=None)
+def synthetic(csv):
+    data = replace(PRESETS["synthetic"].data, csv=csv, cache=None)
     return VideoDataset(data, "train", train=True), VideoDataset(data, "test", train=False)
 
 
-@pytest.mark.parametrize("how", ["model", "frozen", "random", "truth"])
-def test_dnet_looks_where_the_recipe_says(how, synthetic, monkeypatch):
+@pytest.mark.parametrize("source", ["model", "frozen", "random", "truth"])
+def test_theta_source_of_the_recipe(source, synthetic, monkeypatch):
     model = build_model("synthetic")
-    batch = collate([synthetic[0][i] for i in range(4)])
-    theta = theta_from_source(model, batch, how)
-    if how == "model":
-        assert theta is None
-    elif how == "frozen":
-        assert_close(theta.delta_y, torch.full((4, 8), 0.7 * 64 / 20))
-    elif how == "truth":
+    batch = collate([synthetic[0][i] for i in range(20)])
+    theta = theta_from_source(model, batch, source)
+    if source == "truth":
         far = distance_to_truth(
             theta, batch["truth"], Extent(batch["n_frames"], 64, 64), (8, 20, 20)
         )
-        assert_close(far["distance_t"], torch.zeros(4), atol=1e-4, rtol=0)
-    else:
-        assert (theta.delta_t <= 6).all() and theta.mu_t.std() >= 0
+        assert_close(far["distance_t"], torch.zeros(20), atol=1e-4, rtol=0)
+    if source == "random":  # another draw, other windows
+        assert not torch.equal(theta.mu_t, theta_from_source(model, batch, source).mu_t)
     # What the training step hands to the model is just that.
     seen = []
     forward = model.forward
     monkeypatch.setattr(
         model, "forward", lambda f, n, theta=None: (seen.append(theta), forward(f, n, theta))[1]
     )
-    config = TrainConfig(epochs=1, batch_size=10, theta_source=how)
+    config = TrainConfig(epochs=1, batch_size=10, theta_source=source)
     train_epoch(TrainState(model, make_optimizer(model, config), config), synthetic[0], 0)
-    assert len(seen) == 2 and all((theta is None) == (how == "model") for theta in seen)
+    assert len(seen) == 2
+    for windows in (theta, *seen):
+        check_windows(source, windows)
 
 
-def test_a_model_trained_with_the_truth_is_evaluated_with_it(synthetic):
+def check_windows(source, theta):
+    """Windows of synthetic clips, 48 frames of 64 x 64 on 8 of 20 x 20, by a source of theta."""
+    if source == "model":
+        assert theta is None
+        return
+    B = len(theta.mu_t)
+    if source == "frozen":
+        assert_close(theta.mu_t, torch.full((B,), 0.5))
+        assert_close(theta.delta_y, torch.full((B, 8), 0.7 * 64 / 20))
+        return
+    assert theta.mu_t.unique().numel() > 2 and theta.mu_x[:, 0].unique().numel() > 2
+    if source == "random":  # inside the clip; some narrower than it
+        for mu, extent in (
+            (theta.mu_t * 48, 8 * theta.delta_t),
+            (theta.mu_x * 64, 20 * theta.delta_x),
+        ):
+            length = 48 if mu.ndim == 1 else 64
+            assert (mu - extent / 2 > -1e-3).all() and (mu + extent / 2 < length + 1e-3).all()
+            assert extent.min() < 0.95 * length
+
+
+def test_theta_source_truth_in_evaluation(synthetic):
     model = build_model("synthetic", "b3")
     config = TrainConfig(theta_source="truth")
     measured = evaluate(model, synthetic[1], theta=theta_at_test(model, config))
@@ -245,13 +262,13 @@ def test_a_model_trained_with_the_truth_is_evaluated_with_it(synthetic):
     assert at_random == frozen  # never at random when it is measured
 
 
-def test_the_truth_is_asked_only_of_clips_that_have_one(sets, tmp_path):
+def test_theta_source_truth_needs_a_truth(sets, tmp_path):
     config = replace(TRAIN, theta_source="truth")
     with pytest.raises(ValueError, match="these have no truth"):
         fit(model_of(), *sets, config, run_dir=tmp_path / "run")
 
 
-def test_sums_over_two_thousand_bfloat16_steps_keep_their_mean():
+def test_means_over_two_thousand_bfloat16_steps():
     logits = torch.zeros(4, 20, dtype=torch.bfloat16)  # loss log 20 = 2.996 in each step
     logits[:, 0] = 0.01
     labels, means = torch.tensor([1, 2, 3, 0]), Means()
@@ -261,13 +278,13 @@ def test_sums_over_two_thousand_bfloat16_steps_keep_their_mean():
         means.add(4, batch_sums(out, labels))
     assert {value.dtype for value in means.sums.values()} == {torch.float64}
     mean = torch.nn.functional.cross_entropy(logits.double(), labels).item()
-    for name, value in means.all_reduce().items():
-        expected = {"loss_s": mean, "loss_d": mean}.get(name, 25.0 if name.endswith("top1") else 50)
-        assert name.endswith("top5") or value == pytest.approx(expected, rel=1e-6)
+    found = means.all_reduce()
+    assert (found["loss_s"], found["loss_d"]) == pytest.approx((mean, mean), rel=1e-6)
+    assert (found["top1"], found["snet_top1"]) == (25, 25)
 
 
 @pytest.mark.parametrize("variant", ["a0", "a1"])
-def test_a_loss_that_is_not_finite_names_the_step_in_every_row(sets, tmp_path, variant):
+def test_loss_not_finite_names_the_step(sets, tmp_path, variant):
     torch.manual_seed(0)
     model = build_model(MODEL, variant)
     with torch.no_grad():
@@ -276,13 +293,13 @@ def test_a_loss_that_is_not_finite_names_the_step_in_every_row(sets, tmp_path, v
         fit(model, *sets, TRAIN, run_dir=tmp_path / "run")
 
 
-def test_evaluation_can_be_rarer_but_never_misses_the_end(sets, tmp_path):
+def test_eval_every_never_misses_the_end(sets, tmp_path):
     config = replace(TRAIN, epochs=3, eval_every=2)
     history = fit(model_of(), *sets, config, run_dir=tmp_path / "run")
     assert ["val_top1" in row for row in history] == [False, True, True]
 
 
-def test_more_workers_see_the_same_clips(sets, tmp_path):
+def test_workers_see_the_same_clips(sets, tmp_path):
     fit(model_of(), *sets, TRAIN, run_dir=tmp_path / "a")
     identity = replace(TRAIN, workers=2)
     fit(model_of(), *sets, identity, run_dir=tmp_path / "b")
@@ -292,7 +309,7 @@ def test_more_workers_see_the_same_clips(sets, tmp_path):
 # Resuming
 
 
-def test_a_run_stopped_by_ctrl_c_ends_like_one_that_was_not(sets, tmp_path, monkeypatch):
+def test_resume_after_ctrl_c(sets, tmp_path, monkeypatch):
     fit(model_of(), *sets, TRAIN, run_dir=tmp_path / "whole")
     step, steps = torch.optim.AdamW.step, []
 
@@ -309,7 +326,7 @@ def test_a_run_stopped_by_ctrl_c_ends_like_one_that_was_not(sets, tmp_path, monk
     same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_finished_run_is_not_trained_again(sets, tmp_path):
+def test_resume_of_a_finished_run_trains_nothing(sets, tmp_path):
     history = fit(model_of(), *sets, TRAIN, run_dir=tmp_path / "run")
     model = model_of(seed=9)
     assert fit(model, *sets, TRAIN, run_dir=tmp_path / "run") == history
@@ -317,7 +334,7 @@ def test_a_finished_run_is_not_trained_again(sets, tmp_path):
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
 
 
-def test_a_stop_right_after_the_last_checkpoint_still_leaves_the_whole_history(sets, tmp_path):
+def test_resume_after_the_last_checkpoint_writes_the_history(sets, tmp_path):
     run = tmp_path / "run"
     fit(model_of(), *sets, TRAIN, run_dir=run)
     rows = (run / "history.csv").read_text()
@@ -327,7 +344,7 @@ def test_a_stop_right_after_the_last_checkpoint_still_leaves_the_whole_history(s
     assert (run / "history.csv").read_text().split() == rows.split()
 
 
-def test_a_half_written_checkpoint_is_not_taken_up(sets, tmp_path):
+def test_resume_ignores_a_half_written_checkpoint(sets, tmp_path):
     fit(model_of(), *sets, TRAIN, run_dir=tmp_path / "whole")
     partial = tmp_path / "run" / "checkpoints" / "partial"
     partial.mkdir(parents=True)
@@ -344,7 +361,7 @@ def test_a_half_written_checkpoint_is_not_taken_up(sets, tmp_path):
         ({"seed": 8}, r"'seed': \(0, 8\)"),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused_and_named(changes, words, sets, tmp_path):
+def test_resume_refuses_a_checkpoint_of_another_run(changes, words, sets, tmp_path):
     run = tmp_path / "run"
     fit(model_of(), *sets, TRAIN, run_dir=run)
     before = (run / "checkpoints" / "epoch-0002" / "model.safetensors").read_bytes()
@@ -355,9 +372,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_named(changes, words, sets, 
     assert (run / "checkpoints" / "epoch-0002" / "model.safetensors").read_bytes() == before
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
-    sets, tmp_path, monkeypatch
-):
+def test_loss_not_finite_keeps_the_checkpoint(sets, tmp_path, monkeypatch):
     import s2dlib.training.loop as train_module
 
     run, loss = tmp_path / "run", train_module.s2d_loss
@@ -380,7 +395,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
 
 
 @pytest.mark.parametrize("theta", ["model", "frozen"])
-def test_the_history_tells_how_much_of_theta_is_at_its_bounds(theta, sets, tmp_path):
+def test_history_tells_theta_at_its_bounds(theta, sets, tmp_path):
     row = fit(model_of(), *sets, replace(TRAIN, theta_source=theta), run_dir=tmp_path / "run")[-1]
     # Six frames on three, 24 pixels on twelve; frozen is all of them, or stride 1 in the middle.
     if theta == "frozen":
@@ -392,7 +407,7 @@ def test_the_history_tells_how_much_of_theta_is_at_its_bounds(theta, sets, tmp_p
         assert 1 < row["train_delta_y_mean"] < 2 and row["train_mu_y_std"] > 0
 
 
-def test_a_loss_that_is_not_finite_names_theta_and_the_clips(sets, tmp_path):
+def test_loss_not_finite_names_theta_and_clips(sets, tmp_path):
     model = model_of()
     with torch.no_grad():  # a weight that has run away
         model.snet.theta_head.branches.time_zoom.bias.fill_(math.nan)
@@ -400,7 +415,7 @@ def test_a_loss_that_is_not_finite_names_theta_and_the_clips(sets, tmp_path):
         fit(model, *sets, TRAIN, run_dir=tmp_path / "run")
 
 
-def test_memory_that_runs_out_names_the_batch_to_try():
+def test_memory_advice_names_the_batch_to_try():
     config = replace(TRAIN, batch_size=32, accumulate=2)
     words = "with 8 clips at once.*batch_size=16, or accumulate=4"
     with pytest.raises(RuntimeError, match=words), memory_advice(config, 2):
@@ -411,7 +426,7 @@ def test_memory_that_runs_out_names_the_batch_to_try():
         raise RuntimeError("else")
 
 
-def test_parts_of_a_step_add_up_to_the_step(sets):
+def test_accumulate_adds_up_to_the_step(sets):
     config, gradients = replace(TRAIN, batch_size=8, optimizer="sgd"), []
     for accumulate in (1, 2, 3):
         model = model_of(dropout=0.0).eval()
@@ -424,7 +439,7 @@ def test_parts_of_a_step_add_up_to_the_step(sets):
     assert_close(gradients[2], gradients[0])
 
 
-def test_rates_follow_the_batch_and_the_kind_of_parameter():
+def test_optimizer_rates_follow_batch_and_kind():
     config = replace(TRAIN, lr_batch=2, lr_fc=5.0, lr_bias=2.0)  # batch_size 4
     model = model_of(theta_head="fc")
     rates = {
@@ -441,7 +456,7 @@ def test_rates_follow_the_batch_and_the_kind_of_parameter():
 
 
 @pytest.mark.parametrize("preset", ["mini-kinetics", "kinetics400-x3d-s-m", "ssv1", "ssv2"])
-def test_the_recipes_of_the_paper_settings_have_the_rates_of_their_sources(preset):
+def test_recipes_have_the_rates_of_their_sources(preset):
     recipes = PRESETS[preset].recipes
     assert set(recipes) == {"paper", "authors-1", "authors-2"}
     first, second = recipes["authors-1"], replace(recipes["authors-2"], batch_size=256)
@@ -457,7 +472,7 @@ def test_batches_of_one_clip_are_refused(sets, tmp_path):
         fit(model_of(), *sets, replace(TRAIN, batch_size=1), run_dir=tmp_path / "run")
 
 
-def test_tensorboard_gets_the_history_or_is_asked_for(sets, tmp_path):
+def test_tensorboard_gets_the_history(sets, tmp_path):
     if importlib.util.find_spec("tensorboard") is None:
         with pytest.raises(ImportError, match=r"pip install s2dlib\[tensorboard\]"):
             fit(model_of(), *sets, TRAIN, run_dir=tmp_path / "run", tensorboard=True)
@@ -474,7 +489,7 @@ def test_tensorboard_gets_the_history_or_is_asked_for(sets, tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["a0", "a1", "a2"])
-def test_the_evaluation_does_not_depend_on_the_batch_size(variant, sets):
+def test_evaluate_does_not_depend_on_batch_size(variant, sets):
     model = build_model(MODEL, variant)
     results = [evaluate(model, sets[1], batch_size=size) for size in (1, 2, 5, 32)]
     for result in results:
@@ -483,7 +498,7 @@ def test_the_evaluation_does_not_depend_on_the_batch_size(variant, sets):
     assert model.training  # as it was
 
 
-def test_the_evaluation_is_what_it_says_clip_by_clip(sets):
+def test_evaluate_equals_clip_by_clip(sets):
     model = model_of().eval()
     result, hits, losses, mu = evaluate(model, sets[1], batch_size=2), [], [], []
     for item in sets[1]:
@@ -499,7 +514,7 @@ def test_the_evaluation_is_what_it_says_clip_by_clip(sets):
     assert not model.training
 
 
-def test_the_scores_of_a_videos_crops_are_averaged_before_they_are_counted():
+def test_batch_sums_average_the_scores_of_crops():
     """Two videos of three crops; by hand, the means are (.37, .4, .23) and (.33, .47, .2)."""
     first = [[0.0, 1.0, 0.0], [0.55, 0.1, 0.35], [0.55, 0.1, 0.35]]  # one sure crop outvotes two
     second = [[0.8, 0.2, 0.0], [0.1, 0.6, 0.3], [0.1, 0.6, 0.3]]  # and here two outvote one
@@ -511,7 +526,7 @@ def test_the_scores_of_a_videos_crops_are_averaged_before_they_are_counted():
 
 
 @pytest.mark.parametrize("variant", ["a0", "a1", "a2"])
-def test_an_evaluation_with_three_crops_is_what_it_says_video_by_video(variant, data, tmp_path):
+def test_evaluate_with_three_crops_equals_video_by_video(variant, data, tmp_path):
     model = build_model(MODEL, variant).eval()
     dataset = VideoDataset(replace(data, test_crops=3), "test", train=False)
     part = model.snet if variant == "a1" else model.dnet
@@ -545,7 +560,7 @@ def logits_of(out):
     return out.logits if out.detail_logits is None else out.detail_logits
 
 
-def test_clips_that_cannot_be_read_are_counted_and_change_no_other_clip(tmp_path, make_video):
+def test_unreadable_clips_are_counted(tmp_path, make_video):
     lines = ["path,label,split"]
     for i in range(24):
         make_video(tmp_path / f"{i}.mp4", n_frames=8, size=(32, 40))

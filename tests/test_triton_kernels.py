@@ -14,6 +14,8 @@ from torch.testing import assert_close
 from s2dlib.sampler import DetailSampler, Extent, Theta, grid_centres
 from s2dlib.training.windows import random_theta
 
+pytestmark = pytest.mark.slow
+
 HERE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_gpu = pytest.mark.skipif(HERE == "cpu", reason="needs a GPU")
 
@@ -35,7 +37,7 @@ def both(kernels, frames, p, n, gradient=None):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_nan_centre_gives_nan_in_its_clip_alone(axis, triton_kernels):
+def test_kernels_with_a_nan_centre(axis, triton_kernels):
     frames, p, n = clip_and_centres()
     held = torch.full((frames.numel() + 9999,), torch.nan, device=HERE)  # NaN behind the clips
     clips = held[: frames.numel()].view(frames.shape).copy_(frames)
@@ -48,7 +50,7 @@ def test_a_nan_centre_gives_nan_in_its_clip_alone(axis, triton_kernels):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
-def test_lengths_beyond_a_clip_are_moved_into_it(dtype, triton_kernels):
+def test_kernels_move_lengths_into_the_clip(dtype, triton_kernels):
     frames, p, n = clip_and_centres()
     held = torch.full((frames.numel() + 99 * frames[0, 0, 0].numel(),), 255, device=HERE)
     clips = held.to(torch.uint8)[: frames.numel()].view(frames.shape).copy_(frames)  # 255 behind
@@ -59,7 +61,7 @@ def test_lengths_beyond_a_clip_are_moved_into_it(dtype, triton_kernels):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_centres_of_any_layout_are_read_as_they_are(triton_kernels):
+def test_kernels_take_any_layout(triton_kernels):
     frames, p, n = clip_and_centres()
     gradient = torch.rand(2, 1, 2, 9, 20, device=HERE)
     turned = [v.transpose(0, -1).contiguous().transpose(0, -1) for v in (*p, gradient)]
@@ -71,7 +73,7 @@ def test_centres_of_any_layout_are_read_as_they_are(triton_kernels):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_far_off_screen_the_kernels_are_exact(axis, triton_kernels):
+def test_kernels_far_off_screen_are_exact(axis, triton_kernels):
     sides, size = [12, 12, 12], [1, 2, 2]
     n_out = 96 if axis else 16  # each detail frame is a program
     sides[axis], size[axis] = 224, n_out
@@ -91,7 +93,7 @@ def test_far_off_screen_the_kernels_are_exact(axis, triton_kernels):
 @needs_gpu
 @pytest.mark.parametrize("precision", ["highest", "high"])
 @pytest.mark.parametrize("where", ["whole", "drawn", "outside"])
-def test_at_the_papers_size_the_kernels_are_those_of_float64(where, precision, triton_kernels):
+def test_kernels_at_the_papers_size_equal_float64(where, precision, triton_kernels):
     frames = torch.randint(256, (2, 3, 150, 224, 224), dtype=torch.uint8, device=HERE)
     n = torch.tensor([150, 50], device=HERE)
     p = centres(n, where)
@@ -132,7 +134,7 @@ def far(ours, expected, least):
 
 
 @needs_gpu
-def test_offsets_beyond_two_to_the_31_are_read_right(triton_kernels):
+def test_kernels_with_offsets_beyond_two_to_the_31(triton_kernels):
     if torch.cuda.get_device_properties(0).total_memory < 12e9:
         pytest.skip("needs 12 GB")
     frames = torch.randint(256, (64, 3, 300, 224, 224), dtype=torch.uint8, device=HERE)
@@ -149,7 +151,7 @@ def test_offsets_beyond_two_to_the_31_are_read_right(triton_kernels):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_frames_on_another_gpu_are_sampled_there(triton_kernels):
+def test_kernels_on_another_gpu(triton_kernels):
     frames, n = torch.randint(256, (2, 3, 20, 40, 36), dtype=torch.uint8), torch.tensor([20, 13])
     theta = random_theta(Extent(n, 40, 36), (4, 18, 20))
     expected = DetailSampler((4, 18, 20), how="dense")(frames, theta, n)

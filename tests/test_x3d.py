@@ -15,6 +15,8 @@ from s2dlib.model import build_model
 from s2dlib.presets import PRESETS
 from s2dlib.report.cost import count
 
+pytestmark = pytest.mark.slow
+
 FACTORS = {"x3d-m": (2.0, 2.2), "x3d-xl": (2.9, 5.0)}  # of width and of depth
 
 
@@ -39,7 +41,7 @@ def pair(request, tmp_path_factory):
 
 
 @torch.no_grad()
-def test_the_stages_and_the_neck_are_pytorchvideos_network(pair):
+def test_x3d_equals_pytorchvideo(pair):
     net, ours, _ = pair
     clips = torch.randn(2, 3, 4, 32, 32)
     pooled = ours.neck(ours(clips).mean((2, 3, 4)))
@@ -47,14 +49,14 @@ def test_the_stages_and_the_neck_are_pytorchvideos_network(pair):
     assert_close(net.blocks[5].proj(pooled), net(clips), atol=1e-5, rtol=1e-5)
 
 
-def test_every_key_of_ours_has_a_name_of_its_own_in_the_file(pair):
+def test_x3d_published_keys_are_one_to_one(pair):
     net, ours, _ = pair
     names = published_keys(ours)
     assert set(names) == set(ours.state_dict())
     assert set(names.values()) == {k for k in net.state_dict() if ".proj." not in k}
 
 
-def test_a_file_of_another_network_is_refused_and_its_keys_named(pair, tmp_path):
+def test_x3d_file_of_another_network_is_refused(pair, tmp_path):
     net, ours, path = pair
     state = torch.load(path, weights_only=True)["model_state"]
     state["odd.weight"] = state.pop("blocks.0.norm.weight")
@@ -77,21 +79,21 @@ def test_a_file_of_another_network_is_refused_and_its_keys_named(pair, tmp_path)
         ("x3d-xl", (16, 312, 312), 35.838, 11_095_840),
     ],
 )
-def test_parameters_and_multiply_adds_are_those_of_its_paper(name, size, gmacs, n_parameters):
+def test_x3d_parameters_and_multiply_adds(name, size, gmacs, n_parameters):
     config = ModelConfig(n_classes=400, snet=name, dnet=None, synopsis_size=size)
     model = build_model(config)
     assert sum(p.numel() for p in model.parameters()) == n_parameters
     assert count(model, *size)["gmacs"].sum() == pytest.approx(gmacs, rel=5e-3)
 
 
-def test_widths_are_multiples_of_eight_and_not_much_less():
+def test_round_width_gives_multiples_of_eight():
     assert [round_width(w) for w in (3.4, 24, 34.8, 69.6, 139.2, 278.4)] == [
         8, 24, 32, 72, 136, 280
     ]  # fmt: skip
     assert round_width(19) == 24  # 16 would be less than nine tenths
 
 
-def test_s2dnet_fuses_after_the_third_and_fourth_stage_of_x3d():
+def test_x3d_is_fused_after_res3_and_res4():
     preset = PRESETS["kinetics400-x3d-s-m"].model
     model = build_model(preset, n_classes=10).eval()
     assert {name: f.bn.num_features for name, f in model.dnet.fusions.items()} == {
