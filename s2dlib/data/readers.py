@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Which frames: by index, or a function from the frame count to indices; None: all.
+Wanted: TypeAlias = Sequence[int] | Callable[[int], Sequence[int]] | None
 TIMEOUT = 60.0  # seconds granted to a file
 FILES = 500  # that a child reads before a new one takes over: what decord leaks stays bounded
 
@@ -47,7 +49,7 @@ class VideoInfo:
 
 def read_frames(
     path: str | Path,
-    wanted: Sequence[int] | Callable[[int], Sequence[int]] | None = None,
+    wanted: Wanted = None,
     short_side: int | None = None,
     timeout: float = TIMEOUT,
 ) -> Tensor:
