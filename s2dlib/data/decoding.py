@@ -53,13 +53,13 @@ def _serve(connection: Connection, memory: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     connection.send(True)
-    source = None
+    source: _Source | None = None
     with suppress(EOFError, BrokenPipeError):
         while True:
             verb, argument = connection.recv()
             try:
-                if verb == "frames":
-                    _hand_over(source, argument, connection, memory)
+                if verb == "frames" and source is not None:
+                    _send_frames(source, argument, connection, memory)
                 elif verb != "next":  # that was said before it was known that decoding fails
                     source = _open(argument)
                     shape = _count(source) if verb == "probe" else (0, 0)
@@ -77,24 +77,25 @@ def _end_with(parent: int) -> None:
     os._exit(0)
 
 
-def _hand_over(source: _Source, order: list[int], connection: Connection, memory: int) -> None:
+def _send_frames(source: _Source, order: list[int], connection: Connection, memory: int) -> None:
     """Write frames to the two halves of the memory in turn, and say so when one is full."""
-    view, n, k = None, 0, 0  # n frames in half k % 2
-    for i, frame in zip(order, source.frames(order), strict=True):
-        if view is None:
-            m = max(1, min(len(order), BUFFER // frame.nbytes))  # frames in a half
-            if 2 * m * frame.nbytes > os.fstat(memory).st_size:
-                os.truncate(memory, 2 * m * frame.nbytes)
-            view = mmap.mmap(memory, os.fstat(memory).st_size)
-            view = np.frombuffer(view, np.uint8, 2 * m * frame.nbytes).reshape(2, m, *frame.shape)
+    halves: np.ndarray = np.empty(0)  # (2, m, H, W, 3)
+    m = 1  # frames in a half
+    for number, frame in enumerate(source.frames(order)):
+        if number == 0:
+            m = max(1, min(len(order), BUFFER // frame.nbytes))
+            size = 2 * m * frame.nbytes
+            if size > os.fstat(memory).st_size:
+                os.truncate(memory, size)
+            buffer = mmap.mmap(memory, os.fstat(memory).st_size)
+            halves = np.frombuffer(buffer, np.uint8, size).reshape(2, m, *frame.shape)
+        k, n = divmod(number, m)  # the n-th frame in half k % 2
         if n == 0 and k >= 2:
             connection.recv()  # the caller is done with this half
-        view[k % 2, n] = frame
-        n += 1
-        if n == m or i == order[-1]:
+        halves[k % 2, n] = frame
+        if n + 1 == m or number + 1 == len(order):
             waits = k + 2 < -(-len(order) // m)
-            connection.send((k % 2 * m * frame.nbytes, (n, *frame.shape), waits))
-            n, k = 0, k + 1
+            connection.send((k % 2 * m * frame.nbytes, (n + 1, *frame.shape), waits))
 
 
 def _count(source: _Source) -> tuple[int, int]:
@@ -140,11 +141,11 @@ def _open(path: str) -> _Source:
 
 def _forward(reader: decord.VideoReader, path: str, order: Sequence[int]) -> Iterator[np.ndarray]:
     """Frames by ascending index, all up to the last decoded. Each (H, W, 3) uint8."""
-    keep = frozenset(order)
+    wanted = frozenset(order)
     for i in range(order[-1] + 1):
         try:
             frame = reader.next()
-            frame = frame.asnumpy() if i in keep else None
+            frame = frame.asnumpy() if i in wanted else None
         except (Exception, StopIteration) as error:
             cause = f"decoding stops at frame {i} of the {len(reader)} that the file claims"
             advice = "cut off, damaged, an edit list or MPEG-TS; encode it again"

@@ -79,18 +79,17 @@ def read_frames(
         raise ValueError(f"{path}: wanted must be frame indices >= 0, at least one, got {indices}")
     if max(indices) >= n_total:
         raise ClipError(path, f"has {n_total} frames, but frame {max(indices)} was asked for")
-    order, out, n = sorted(set(indices)), None, 0
-    for some in reader.frames(order):  # (m, H, W, 3)
-        frames = torch.from_numpy(some).permute(0, 3, 1, 2)
+    order, n = sorted(set(indices)), 0
+    out = torch.empty(0)
+    for chunk in reader.frames(order):  # (m, H, W, 3)
+        frames = torch.from_numpy(chunk).permute(0, 3, 1, 2)
         frames = resize(frames, [short_side], antialias=True) if short_side else frames
-        if out is None:
+        if n == 0:  # channels last
             out = torch.empty((len(order), *frames.shape[-2:], 3), dtype=torch.uint8)
             out = out.permute(0, 3, 1, 2)  # (n, 3, H, W)
         out[n : n + len(frames)] = frames
         n += len(frames)
-    if order == indices:
-        return out
-    return out[[order.index(i) for i in indices]]
+    return out if order == indices else out[[order.index(i) for i in indices]]
 
 
 def probe(path: str | Path, timeout: float = TIMEOUT) -> VideoInfo:
@@ -117,8 +116,7 @@ def check_videos(
         try:
             return {"path": path, "ok": True, **asdict(probe(path, timeout)), "cause": ""}
         except ClipError as error:
-            nothing = asdict(VideoInfo(0, 0.0, 0, 0))
-            return {"path": path, "ok": False, **nothing, "cause": error.cause}
+            return {"path": path, "ok": False, **asdict(_FAILED), "cause": error.cause}
 
     pool = ThreadPoolExecutor(processes or os.cpu_count() or 1)
     try:
@@ -128,6 +126,7 @@ def check_videos(
     return pd.DataFrame(rows, columns=["path", "ok", *VideoInfo.__annotations__, "cause"])
 
 
+_FAILED = VideoInfo(0, 0.0, 0, 0)
 CHILD = [sys.executable, "-P", decoding.__file__]  # as a script: the package would import torch
 _own = threading.local()  # .reader, this thread's
 
@@ -147,44 +146,46 @@ class _Reader:
 
     def __init__(self) -> None:
         # Both are without a name, so that they go when the last process that holds them goes.
-        self.memory = _memory()
+        self.memory = _shared_memory()
         self.map = mmap.mmap(self.memory, os.fstat(self.memory).st_size)
         self.connection, there = Pipe()
         fds, self.pid = (there.fileno(), self.memory), os.getpid()
-        quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        arguments = [*CHILD, *map(str, (*fds, self.pid))]
-        self.child = subprocess.Popen(arguments, pass_fds=fds, **quiet)
+        arguments, null = [*CHILD, *map(str, (*fds, self.pid))], subprocess.DEVNULL
+        self.child = subprocess.Popen(arguments, pass_fds=fds, stdin=null, stdout=null, stderr=null)
         there.close()
         self.close = weakref.finalize(
             self, _end, self.child, self.connection, self.memory, self.pid
         )
-        self.path, self.timeout, self.n_files, self.idle = " ".join(arguments), 120.0, 0, True
-        self.deadline = time.monotonic() + self.timeout
+        self.n_files, self.idle = 0, True
         try:
-            self._answer()
+            self._set_deadline(" ".join(arguments), timeout=120.0)
+            self._request()
         except ClipError as error:
             raise RuntimeError(f"the reader of videos does not start: {error}") from error
 
     def ask(self, verb: str, path: str, timeout: float) -> VideoInfo:
         """What the child finds out by "open" (its count may be too high) or by "probe"."""
-        self.path, self.timeout, self.deadline = path, timeout, time.monotonic() + timeout
+        self._set_deadline(path, timeout)
         self.n_files += 1
-        return VideoInfo(*self._answer((verb, path)))
+        return VideoInfo(*self._request((verb, path)))
 
     def frames(self, order: list[int]) -> Iterator[np.ndarray]:
         """The frames of the open file by ascending index, some at a time. (m, H, W, 3), a view"""
-        n, message = 0, ("frames", order)
+        n = 0
+        request: tuple[str, object] | None = ("frames", order)
         while n < len(order):
-            start, shape, waits = self._answer(message)
+            start, shape, waits = self._request(request)
             self.idle = n + shape[0] == len(order)
             if start + np.prod(shape) > len(self.map):  # large frames have made it grow
                 self.map = mmap.mmap(self.memory, os.fstat(self.memory).st_size)
-            some = np.frombuffer(self.map, np.uint8, np.prod(shape), start).reshape(shape)
-            yield some
-            n, message = n + shape[0], ("next", None) if waits else None
+            yield np.frombuffer(self.map, np.uint8, np.prod(shape), start).reshape(shape)
+            n, request = n + shape[0], ("next", None) if waits else None
 
-    def _answer(self, message: tuple | None = None) -> Any:  # noqa: ANN401
-        """What the child says next, perhaps to a message; ClipError when it fails, dies or hangs.
+    def _set_deadline(self, path: str, timeout: float) -> None:
+        self.path, self.timeout, self.deadline = path, timeout, time.monotonic() + timeout
+
+    def _request(self, message: tuple[str, object] | None = None) -> Any:  # noqa: ANN401
+        """The child's answer, perhaps to a message; ClipError when it fails, dies or hangs.
 
         While the reader is not idle, it is in an unknown state and will not be used again.
         """
@@ -199,15 +200,15 @@ class _Reader:
             with suppress(subprocess.TimeoutExpired):
                 self.child.wait(timeout=5)
             code = self.child.returncode
-            how = f"signal {-code}" if code and code < 0 else f"exit status {code}"
-            raise ClipError(self.path, f"the reader died ({how})") from error
+            reason = f"signal {-code}" if code and code < 0 else f"exit status {code}"
+            raise ClipError(self.path, f"the reader died ({reason})") from error
         self.idle = True
         if isinstance(answer, str):
             raise ClipError(self.path, answer)
         return answer
 
 
-def _memory() -> int:
+def _shared_memory() -> int:
     """A file descriptor of memory that two processes can share."""
     if hasattr(os, "memfd_create"):  # Linux; unlike /dev/shm not limited to 64 MB in a container
         memory = os.memfd_create("frames")
