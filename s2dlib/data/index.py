@@ -7,7 +7,6 @@ index and is no error.
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections import Counter
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from s2dlib.data.files import write_atomic
+from s2dlib.data.table import read_lines
 
 SUFFIXES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv".split()
 VIDEOS, IMAGES = {f".{suffix}" for suffix in SUFFIXES}, {".jpg", ".jpeg", ".png"}
@@ -39,24 +39,26 @@ def list_videos(folder: str | Path) -> list[str]:
     Returns:
         Their paths from there, sorted. One listing a folder; links are followed, each once.
     """
-    videos, todo, linked = [], [""], set()
+    videos: list[str] = []
+    linked: set[str] = set()  # what links point to
+    todo = [""]
     while todo:
-        below, inner = todo.pop(), []
-        n_before, frames = len(videos), False
+        below, n_before = todo.pop(), len(videos)
+        inner: list[str] = []
+        suffixes: set[str] = set()
         with os.scandir(os.path.join(folder, below)) as entries:
             for entry in entries:
-                suffix = os.path.splitext(entry.name)[1].lower()
+                path, suffix = os.path.join(below, entry.name), os.path.splitext(entry.name)[1]
                 if entry.name.startswith("."):
                     continue
+                suffixes.add(suffix.lower())
                 if entry.is_dir():
-                    real = os.path.realpath(entry.path) if entry.is_symlink() else ""
-                    if real not in linked:
-                        inner.append(os.path.join(below, entry.name))
-                    linked.update(filter(None, [real]))
-                elif suffix in VIDEOS:
-                    videos.append(os.path.join(below, entry.name))
-                frames |= suffix in IMAGES
-        if below and frames and not inner and len(videos) == n_before:
+                    target = os.path.realpath(entry.path) if entry.is_symlink() else ""
+                    inner += [path] * (target not in linked)
+                    linked |= {target} - {""}
+                elif suffix.lower() in VIDEOS:
+                    videos.append(path)
+        if below and suffixes & IMAGES and not inner and len(videos) == n_before:
             videos.append(below)
         todo += inner
     return sorted(videos)
@@ -80,35 +82,43 @@ def make_index(
         ValueError: a class or index that is not among the classes, a video with two labels or
             splits, nothing found at all.
     """
-    videos, notes = list_videos(folder), []
-    by_end, several = _by_end(videos), []
+    videos = list_videos(folder)
+    by_end = _by_end(videos)
     unlabelled = Counter(row.where.rsplit(", ", 1)[0] for row in rows if row.label == "")
-    notes += [f"{n} rows of {file} tell no label: left out" for file, n in unlabelled.items()]
+    notes = [f"{n} rows of {file} tell no label: left out" for file, n in unlabelled.items()]
     rows = [row for row in rows if row.label != ""]
-    labels, classes = _number(rows, classes)
-    first, table = {}, []
+    labels, classes = _number_labels(rows, classes)
+    table, ambiguous = [], []
+    first: dict[str, Row] = {}  # by path, or by name where the video is missing
     for row, label in zip(rows, labels, strict=True):
         found = next(filter(None, (_find(name, by_end) for name in row.names)), [])
-        several += [row.names[0]] * (len(found) > 1)
-        other = first.setdefault((*found, row.names[0])[0], row)
+        path, name = found[0] if found else None, row.names[0]
+        if len(found) > 1:
+            ambiguous.append(name)
+        other = first.setdefault(path or name, row)
         if other is row:
-            name = classes[label] if classes else None
-            table.append((found[0] if found else None, label, name, row.split, row.names[0]))
+            table.append((path, label, classes[label] if classes else None, row.split, name))
         elif (other.label, other.split) != (row.label, row.split):
             raise ValueError(
-                f"{row.where}: {row.names[0]} is {row.label!r} in {row.split}, but {other.label!r} "
+                f"{row.where}: {name} is {row.label!r} in {row.split}, but {other.label!r} "
                 f"in {other.split} by {other.where}; one of the two must go"
             )
     if not any(path for path, *_ in table):
-        asked = ", ".join(name for row in rows[:2] for name in row.names) or "no row with a label"
-        there = ", ".join(videos[:3]) or "no video file, nor a folder of frames"
-        raise ValueError(f"{folder}: nothing found; expected names like {asked}; there: {there}")
+        expected = (
+            ", ".join(name for row in rows[:2] for name in row.names) or "no row with a label"
+        )
+        present = ", ".join(videos[:3]) or "no video file, nor a folder of frames"
+        raise ValueError(
+            f"{folder}: nothing found; expected names like {expected}; there: {present}"
+        )
     if len(table) < len(rows):
         notes.append(f"{len(rows) - len(table)} rows repeat another one: dropped")
-    if several:
-        notes.append(f"{len(several)} rows fit several files, as {several[0]}: the first is taken")
-    table = pd.DataFrame(table, columns=COLUMNS, dtype=object)
-    return table if classes else table.drop(columns="label_name"), notes
+    if ambiguous:
+        notes.append(
+            f"{len(ambiguous)} rows fit several files, as {ambiguous[0]}: the first is taken"
+        )
+    index = pd.DataFrame(table, columns=COLUMNS, dtype=object)
+    return index if classes else index.drop(columns="label_name"), notes
 
 
 def _parts(path: str) -> tuple[str, ...]:
@@ -148,27 +158,28 @@ def _find(name: str, by_end: Ends) -> list[str]:
     return next(filter(None, whole), [])
 
 
-def _number(
+def _number_labels(
     rows: Sequence[Row], classes: Sequence[str] | None
 ) -> tuple[list[int], Sequence[str] | None]:
     """The index of each row's class, and the classes' names where they have any."""
     if classes is None and all(isinstance(row.label, str) for row in rows):
-        classes = sorted({row.label for row in rows})
-    order = {_plain(name): i for i, name in enumerate(classes or ())}
-    order |= {name: i for i, name in enumerate(classes or ())}
-    n, labels = len(classes or ()), []
-    for row in rows:
-        if isinstance(row.label, int):
-            if row.label < 0 or (classes and row.label >= n):
-                allowed = f"0 to {n - 1}" if classes else ">= 0"
-                raise ValueError(f"{row.where}: label must be {allowed}, got {row.label}")
-            labels.append(row.label)
-        else:
-            label = order.get(row.label, order.get(_plain(row.label)))
+        classes = sorted({str(row.label) for row in rows})
+    n = len(classes or ())
+    indices = {_plain(name): i for i, name in enumerate(classes or ())}
+    indices |= {name: i for i, name in enumerate(classes or ())}
+
+    def number(row: Row) -> int:
+        if isinstance(row.label, str):
+            label = indices.get(row.label, indices.get(_plain(row.label)))
             if label is None:
                 raise ValueError(f"{row.where}: {row.label!r} is none of the {n} classes")
-            labels.append(label)
-    return labels, classes
+            return label
+        if row.label < 0 or (classes and row.label >= n):
+            allowed = f"0 to {n - 1}" if classes else ">= 0"
+            raise ValueError(f"{row.where}: label must be {allowed}, got {row.label}")
+        return row.label
+
+    return [number(row) for row in rows], classes
 
 
 def write_index(
@@ -183,7 +194,7 @@ def write_index(
     """
     out, folder = Path(os.path.abspath(out)), Path(os.path.abspath(folder))
     found, missing = table[table["path"].notna()], table[table["path"].isna()]
-    n_before = sum(1 for _ in read_fields(out, ",")) - 1 if out.exists() else 0
+    n_before = sum(1 for _ in read_lines(out)) - 1 if out.exists() else 0
     if n_before > len(found) and not replace:
         raise ValueError(
             f"{out}: names {n_before} videos, this would leave {len(found)}; --replace"
@@ -214,11 +225,10 @@ def write_checked(index: str | Path, bad: Iterable[str]) -> Path:
     Returns:
         The index to go on with: the one given, where no video of it is bad.
     """
-    bad, (header, *rows) = set(bad), [fields for _, fields in read_fields(Path(index), ",")]
-    at = [name.strip() for name in header].index("path")
+    bad, (header, *rows) = set(bad), [fields for _, fields in read_lines(index)]
+    column = [name.strip() for name in header].index("path")
     folder = os.path.abspath(os.path.dirname(index))
-    paths = [os.path.normpath(os.path.join(folder, row[at])) for row in rows]
-    kept = [row for row, path in zip(rows, paths, strict=True) if path not in bad]
+    kept = [row for row in rows if os.path.normpath(os.path.join(folder, row[column])) not in bad]
     if not kept:
         raise ValueError(f"{index}: none of its {len(rows)} videos is usable")
     if len(kept) == len(rows):
@@ -229,9 +239,4 @@ def write_checked(index: str | Path, bad: Iterable[str]) -> Path:
 
 def read_fields(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
     """Where, and the fields of each line that is not blank."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a BOM
-            lines = csv.reader(file, delimiter=delimiter)
-            yield from ((f"{path}, line {lines.line_num}", fields) for fields in lines if fields)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+    return ((f"{path}, line {n}", fields) for n, fields in read_lines(path, delimiter))

@@ -12,6 +12,7 @@ truth (when, where, how large) stands beside each clip in the CSV.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,15 +59,9 @@ _CLOSEUPS = replace(
     _MAIN, border=25, travel=8, size=(13, 20), duration=(11, 21), time_border=17, clue=0
 )
 _LARGE = Scene(
-    side=256,
-    n_frames=104,
-    channels=3,
-    border=24.0,
-    travel=80.0,
-    size=(9.0, 28.0),
-    duration=(6.0, 26.0),
-    time_border=8.0,
-)
+    side=256, n_frames=104, channels=3, border=24, travel=80, size=(9, 28), duration=(6, 26),
+    time_border=8,
+)  # fmt: skip
 _LARGE_CLOSEUPS = replace(
     _LARGE, border=90, travel=28, size=(18, 36), duration=(12, 36), time_border=34, clue=0
 )
@@ -138,7 +133,13 @@ class Event:
         )
 
 
-def paint(frame: np.ndarray, centre: np.ndarray, radius: int, value, coverage) -> None:  # noqa: ANN001
+def paint(
+    frame: np.ndarray,
+    centre: np.ndarray,
+    radius: int,
+    value: float | np.ndarray,
+    coverage: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> None:
     """Blend a value or colour into the patch around a centre, in place.
 
     frame: (H, W, C); centre: (y, x); `coverage(dy, dx)` gives (h, w).
@@ -171,24 +172,12 @@ def render(
         first, second, *_ = ACTIONS[actor]
         pair = {first: second, second: first}.get(pair, pair)
 
-    # Camera shake, ground, light.
     margin = round(6 * unit)  # of ground beyond the frame
     shake = np.cumsum(rng.normal(0, 0.4 * unit * (52 / N) ** 0.5, (N, 2)), axis=0)
     shake = np.clip(shake - shake.mean(axis=0), -margin, margin).round().astype(int)  # (T, 2)
-    angle = np.deg2rad(STRIPES[stripes] + rng.uniform(-8, 8))
-    rows, columns = np.mgrid[0 : side + 2 * margin, 0 : side + 2 * margin] / unit
-    phase = (np.sin(angle) * rows + np.cos(angle) * columns) * 2 * np.pi / rng.uniform(14, 22)
-    ground = rng.uniform(65, 120) + rng.uniform(6, 14) * np.cos(phase + rng.uniform(0, 2 * np.pi))
-    ground = ground[..., None] * tint(scene, rng)  # (H, W, C)
-    lamp = rng.uniform(0.8, 1.15)
-
-    # The actor's path: a line with a slow wave. The detail lies on it.
-    t = np.linspace(0, 1, N)[:, None]
-    inside = (scene.border, side - scene.border)
-    start = rng.uniform(*inside, 2)
-    end = np.clip(start + rng.uniform(-scene.travel, scene.travel, 2), *inside)
-    wave = np.sin(2 * np.pi * (t * rng.uniform(1, 2) + rng.random(2)))
-    path = start + (end - start) * t - shake + 2 * unit * wave  # (T, 2)
+    ground = striped_ground(STRIPES[stripes], side + 2 * margin, scene, rng)  # (H, W, C)
+    light = rng.uniform(0.8, 1.15)
+    path = actor_path(shake, scene, rng)  # (T, 2); the detail lies on it
     event = Event.random(pair, scene.time_border, scene, rng)
     radii = unit * np.array([12.0, 6.5] if actor == "tall" else [6.5, 12.0])
     radii *= rng.uniform(0.9, 1.15)
@@ -196,11 +185,10 @@ def render(
     since = np.arange(N) - event.middle
     brighter = 90 * np.exp(-((since / max(5.5 * N / 52, event.duration / 2)) ** 2))  # (T,)
     strip = strip_away_from(path, scene, rng) if clue else None
-    distractors = [
-        (Event.random(tuple(rng.integers(len(KINDS), size=2)), 0, scene, rng),
-         far_from(path + shake, scene, rng))
-        for _ in range(scene.n_distractors)
-    ]  # fmt: skip
+    distractors = []
+    for _ in range(scene.n_distractors):
+        other = Event.random(tuple(rng.integers(len(KINDS), size=2)), 0, scene, rng)
+        distractors.append((other, far_from(path + shake, scene, rng)))
 
     frames = np.empty((N, side, side, scene.channels), np.float32)
     for i, frame in enumerate(frames):
@@ -215,12 +203,30 @@ def render(
         for other, at in distractors:
             other.draw(frame, i, at - shake[i])
         event.draw(frame, i, path[i])
-    frames *= np.float32(lamp)
+    frames *= np.float32(light)
     frames += rng.standard_normal(frames.shape, dtype=np.float32) * np.float32(scene.noise)
     y, x = path[int(event.middle)]
     truth = {"t": event.middle, "duration": event.duration, "size": event.size, "y": y, "x": x}
-    truth["clue"] = float(clue)
-    return frames.clip(0, 255).astype(np.uint8), truth
+    return frames.clip(0, 255).astype(np.uint8), truth | {"clue": float(clue)}
+
+
+def striped_ground(degrees: float, side: int, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Soft stripes, nearly in a direction. (side, side, C)"""
+    angle = np.deg2rad(degrees + rng.uniform(-8, 8))
+    rows, columns = np.mgrid[0:side, 0:side] / scene.scale
+    phase = (np.sin(angle) * rows + np.cos(angle) * columns) * 2 * np.pi / rng.uniform(14, 22)
+    ground = rng.uniform(65, 120) + rng.uniform(6, 14) * np.cos(phase + rng.uniform(0, 2 * np.pi))
+    return ground[..., None] * tint(scene, rng)
+
+
+def actor_path(shake: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """A line with a slow wave, as the shaken camera (T, 2) sees it: y, x by frame. (T, 2)"""
+    t = np.linspace(0, 1, scene.n_frames)[:, None]
+    inside = (scene.border, scene.side - scene.border)
+    start = rng.uniform(*inside, 2)
+    end = np.clip(start + rng.uniform(-scene.travel, scene.travel, 2), *inside)
+    wave = np.sin(2 * np.pi * (t * rng.uniform(1, 2) + rng.random(2)))
+    return start + (end - start) * t - shake + 2 * scene.scale * wave
 
 
 def tint(scene: Scene, rng: np.random.Generator) -> np.ndarray:
