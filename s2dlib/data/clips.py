@@ -26,27 +26,21 @@ def choose_frames(
     """One clip of at most n_frames frames, frame_stride apart, of a video of n_total frames.
 
     Args:
-        n_total: frames in the video.
         config: n_frames (T), frame_stride (tau) and min_frames.
         generator: draws the start (training); None: the clip is centred (testing).
 
     Returns:
-        Frame indices, ascending; fewer than n_frames where the video is short.
+        Frame indices, ascending.
     """
-    indices = _span(n_total, config.n_frames, config.frame_stride, generator)
-    if len(indices) < config.min_frames:
+    stride = config.frame_stride
+    n = min(config.n_frames, -(-n_total // stride))
+    if n < config.min_frames:
         raise ValueError(
-            f"{n_total} frames give {len(indices)} at stride {config.frame_stride}, "
-            f"but min_frames is {config.min_frames}"
+            f"{n_total} frames give {n} at stride {stride}, but min_frames is {config.min_frames}"
         )
-    return list(indices)
-
-
-def _span(n_total: int, n_frames: int, stride: int, generator: Generator | None) -> range:
-    n = min(n_frames, -(-n_total // stride))
     n_starts = n_total - (n - 1) * stride  # frames at which the clip can start
     start = (n_starts - 1) // 2 if generator is None else _randint(n_starts, generator)
-    return range(start, start + n * stride, stride)
+    return list(range(start, start + n * stride, stride))
 
 
 def _randint(n: int, generator: Generator) -> int:
@@ -113,10 +107,11 @@ def load_clip(
     if frame_stride < 1 or (n_frames is not None and n_frames < 1):
         raise ValueError(f"n_frames and frame_stride must be >= 1, got {n_frames}, {frame_stride}")
 
-    def wanted(n_total: int) -> range:
-        return _span(n_total, n_frames or n_total, frame_stride, None)
+    def choose(n_total: int) -> list[int]:
+        n = n_frames or n_total
+        return choose_frames(n_total, DataConfig(csv="", n_frames=n, frame_stride=frame_stride))
 
-    return read_frames(path, wanted, short_side).transpose(0, 1)
+    return read_frames(path, choose, short_side).transpose(0, 1)
 
 
 def load_views(path: str | Path, config: DataConfig) -> Tensor:

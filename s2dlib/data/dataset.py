@@ -110,8 +110,8 @@ class VideoDataset(Dataset):
     def __getitems__(self, indices: list[int]) -> list[Item]:
         """The clips of a batch, as a DataLoader asks for them; unlike one clip, never a ClipError.
 
-        In testing an item whose video cannot be read has no frames, only failed, {path: cause}. In
-        training another clip of the split takes its place, drawn from (seed, epoch, index).
+        In training another clip of the split, drawn from (seed, epoch, index), takes the place of
+        one that cannot be read.
         """
         return [self._get_or_replace(index) for index in indices]
 

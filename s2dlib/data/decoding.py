@@ -17,15 +17,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import decord
 import numpy as np
 
 BUFFER = 1 << 21  # bytes of frames handed over at a time; one half is filled, the other one read
-FRAMES = (".jpg", ".jpeg", ".png")  # of a folder of frames
 
 
 class ClipError(RuntimeError):
@@ -39,13 +38,12 @@ class ClipError(RuntimeError):
         return f"{self.path}: {self.cause}"
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A video that is open: its frames by ascending index, each (H, W, 3) uint8."""
+class _Source(NamedTuple):
+    """A video that is open."""
 
     n_frames: int
     fps: float
-    frames: Callable[[Sequence[int]], Iterator[np.ndarray]]
+    frames: Callable[[Sequence[int]], Iterator[np.ndarray]]  # by ascending index. (H, W, 3) uint8
 
 
 def _serve(connection: Connection, memory: int, parent: int) -> None:
@@ -62,8 +60,11 @@ def _serve(connection: Connection, memory: int, parent: int) -> None:
                     _send_frames(source, argument, connection, memory)
                 elif verb != "next":  # that was said before it was known that decoding fails
                     source = _open(argument)
-                    shape = _count(source) if verb == "probe" else (0, 0)
-                    connection.send((source.n_frames, source.fps, *shape))
+                    H = W = 0
+                    if verb == "probe":  # decode all frames, one in memory at a time
+                        for frame in source.frames(range(source.n_frames)):
+                            H, W, _ = frame.shape
+                    connection.send((source.n_frames, source.fps, H, W))
             except ClipError as error:
                 connection.send(error.cause)
             except (MemoryError, ValueError, RuntimeError) as error:
@@ -96,14 +97,6 @@ def _send_frames(source: _Source, order: list[int], connection: Connection, memo
         if n + 1 == m or number + 1 == len(order):
             waits = k + 2 < -(-len(order) // m)
             connection.send((k % 2 * m * frame.nbytes, (n + 1, *frame.shape), waits))
-
-
-def _count(source: _Source) -> tuple[int, int]:
-    """Decode all frames, one in memory at a time. Returns (H, W)."""
-    height = width = 0
-    for frame in source.frames(range(source.n_frames)):
-        height, width = frame.shape[:2]
-    return height, width
 
 
 CAUSES = {  # what decord says when it opens a bad file, and what that means
@@ -162,10 +155,8 @@ def _open_folder(path: str) -> _Source:
     """A folder of numbered frames, from 0 or 1 upwards without a gap."""
     names: dict[int, str] = {}
     for name in sorted(os.listdir(path)):
-        stem, suffix = os.path.splitext(name)
-        digits = re.search(r"\d+$", stem)
-        if suffix.lower() in FRAMES and digits:
-            if (number := int(digits[0])) in names:
+        if digits := re.search(r"(\d+)\.(jpg|jpeg|png)$", name, re.IGNORECASE):
+            if (number := int(digits[1])) in names:
                 raise ClipError(path, f"two frames {number}: {names[number]} and {name}")
             names[number] = name
     if not names:
@@ -204,8 +195,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _main() -> None:
-    connection, memory, parent = map(int, sys.argv[1:])
-    _serve(Connection(connection), memory, parent)
+    descriptor, memory, parent = map(int, sys.argv[1:])
+    _serve(Connection(descriptor), memory, parent)
 
 
 if __name__ == "__main__":

@@ -76,11 +76,10 @@ def make_index(
 
     Returns:
         COLUMNS, a row a video that has a label, path relative to the folder and missing where the
-        video is; and what there is to tell, a sentence each.
+        video is; and notes, a sentence each.
 
     Raises:
-        ValueError: a class or index that is not among the classes, a video with two labels or
-            splits, nothing found at all.
+        ValueError: an unknown class, a video with two labels or splits, nothing found at all.
     """
     videos = list_videos(folder)
     by_end = _by_end(videos)
@@ -93,8 +92,7 @@ def make_index(
     for row, label in zip(rows, labels, strict=True):
         found = next(filter(None, (_find(name, by_end) for name in row.names)), [])
         path, name = found[0] if found else None, row.names[0]
-        if len(found) > 1:
-            ambiguous.append(name)
+        ambiguous += [name] * (len(found) > 1)
         other = first.setdefault(path or name, row)
         if other is row:
             table.append((path, label, classes[label] if classes else None, row.split, name))
@@ -104,19 +102,15 @@ def make_index(
                 f"in {other.split} by {other.where}; one of the two must go"
             )
     if not any(path for path, *_ in table):
-        expected = (
-            ", ".join(name for row in rows[:2] for name in row.names) or "no row with a label"
+        names = ", ".join(
+            [name for row in rows[:2] for name in row.names] or ["no row with a label"]
         )
-        present = ", ".join(videos[:3]) or "no video file, nor a folder of frames"
-        raise ValueError(
-            f"{folder}: nothing found; expected names like {expected}; there: {present}"
-        )
+        there = ", ".join(videos[:3] or ["no video file, nor a folder of frames"])
+        raise ValueError(f"{folder}: nothing found; expected names like {names}; there: {there}")
     if len(table) < len(rows):
         notes.append(f"{len(rows) - len(table)} rows repeat another one: dropped")
-    if ambiguous:
-        notes.append(
-            f"{len(ambiguous)} rows fit several files, as {ambiguous[0]}: the first is taken"
-        )
+    if n := len(ambiguous):
+        notes.append(f"{n} rows fit several files, as {ambiguous[0]}: the first is taken")
     index = pd.DataFrame(table, columns=COLUMNS, dtype=object)
     return index if classes else index.drop(columns="label_name"), notes
 
@@ -164,9 +158,8 @@ def _number_labels(
     """The index of each row's class, and the classes' names where they have any."""
     if classes is None and all(isinstance(row.label, str) for row in rows):
         classes = sorted({str(row.label) for row in rows})
-    n = len(classes or ())
-    indices = {_plain(name): i for i, name in enumerate(classes or ())}
-    indices |= {name: i for i, name in enumerate(classes or ())}
+    names = list(enumerate(classes or ()))
+    n, indices = len(names), {_plain(name): i for i, name in names} | {name: i for i, name in names}
 
     def number(row: Row) -> int:
         if isinstance(row.label, str):
@@ -196,12 +189,11 @@ def write_index(
     found, missing = table[table["path"].notna()], table[table["path"].isna()]
     n_before = sum(1 for _ in read_lines(out)) - 1 if out.exists() else 0
     if n_before > len(found) and not replace:
-        raise ValueError(
-            f"{out}: names {n_before} videos, this would leave {len(found)}; --replace"
-        )
-    paths = [folder / path for path in found["path"]]
-    below = folder.is_relative_to(out.parent)
-    found = found.assign(path=[path.relative_to(out.parent) if below else path for path in paths])
+        text = f"{out}: names {n_before} videos, this would leave {len(found)}; --replace"
+        raise ValueError(text)
+    if folder.is_relative_to(out.parent):
+        folder = folder.relative_to(out.parent)
+    found = found.assign(path=[folder / path for path in found["path"]])
     write_atomic(missing_of(out), missing.drop(columns="path").to_csv(index=False))
     return write_atomic(out, found.drop(columns="name").to_csv(index=False))
 

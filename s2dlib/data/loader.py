@@ -50,9 +50,13 @@ def collate(items: list[Item]) -> Batch:
     frames = torch.zeros(len(clips), C, int(n_frames.max()), H, W, dtype=clips[0]["frames"].dtype)
     for row, clip in zip(frames, clips, strict=True):
         row[:, : clip["frames"].shape[1]] = clip["frames"]
-    batch: Batch = {"frames": frames, "n_frames": n_frames, "failed": failed}
-    batch["label"] = torch.tensor([clip["label"] for clip in clips])
-    batch["index"] = torch.tensor([clip["index"] for clip in clips])
+    batch: Batch = {
+        "frames": frames,
+        "n_frames": n_frames,
+        "label": torch.tensor([clip["label"] for clip in clips]),
+        "index": torch.tensor([clip["index"] for clip in clips]),
+        "failed": failed,
+    }
     if "truth" in clips[0]:
         batch["truth"] = torch.stack([clip["truth"] for clip in clips])
     return batch

@@ -25,6 +25,7 @@ from s2dlib.data.files import write_atomic, write_video
 KINDS = ("bar", "pole", "ring")
 # The actions of either actor: kind before, kind after. So there are 4 groups of 2 and 4 of 3.
 ACTIONS = {"tall": ((0, 1), (1, 0)), "wide": ((0, 0), (1, 1), (2, 2))}
+RADII = {"tall": (12.0, 6.5), "wide": (6.5, 12.0)}  # of an actor along y, x; of 72 pixels
 STRIPES = {"upright": 0, "rising": 45, "across": 90, "falling": 135}  # degrees
 CLUE_ACTOR = "wide"  # whose first two actions are exchanged where there is a dark strip
 STRIP = (8, 13, 44)  # its near and far edge, from the frame's side, and its length; of 72 pixels
@@ -179,16 +180,13 @@ def render(
     light = rng.uniform(0.8, 1.15)
     path = actor_path(shake, scene, rng)  # (T, 2); the detail lies on it
     event = Event.random(pair, scene.time_border, scene, rng)
-    radii = unit * np.array([12.0, 6.5] if actor == "tall" else [6.5, 12.0])
-    radii *= rng.uniform(0.9, 1.15)
+    radii = unit * np.array(RADII[actor]) * rng.uniform(0.9, 1.15)  # (2,)
     body, colour = rng.uniform(30, 55), tint(scene, rng)
     since = np.arange(N) - event.middle
     brighter = 90 * np.exp(-((since / max(5.5 * N / 52, event.duration / 2)) ** 2))  # (T,)
     strip = strip_away_from(path, scene, rng) if clue else None
-    distractors = []
-    for _ in range(scene.n_distractors):
-        other = Event.random(tuple(rng.integers(len(KINDS), size=2)), 0, scene, rng)
-        distractors.append((other, far_from(path + shake, scene, rng)))
+    n = scene.n_distractors
+    distractors = [random_distractor(path + shake, scene, rng) for _ in range(n)]
 
     frames = np.empty((N, side, side, scene.channels), np.float32)
     for i, frame in enumerate(frames):
@@ -250,12 +248,15 @@ def strip_away_from(
     return sides[int(np.argmax(room))]
 
 
-def far_from(path: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """A place for what is not the detail: of 30, the farthest from the path. (T, 2) -> (2,)"""
+def random_distractor(
+    path: np.ndarray, scene: Scene, rng: np.random.Generator
+) -> tuple[Event, np.ndarray]:
+    """A glyph that is not the detail, and its place: of 30, the farthest from the path (T, 2)."""
+    event = Event.random(tuple(rng.integers(len(KINDS), size=2)), 0, scene, rng)
     border = 11 * scene.scale
     places = rng.uniform(border, scene.side - border, (30, 2))
     distance = np.abs(path[None] - places[:, None]).max(axis=2).min(axis=1)  # (30,)
-    return places[distance.argmax()]
+    return event, places[distance.argmax()]
 
 
 def write_clip(job: tuple[Path, int, Scene, int]) -> dict[str, float]:
