@@ -204,8 +204,13 @@ def by_workers(paths: list[str], T: int, n_clips: int, n_workers: list[int]) -> 
     for workers in n_workers:
         for way in ("ours", "ours, in process", "JPEGs, PIL"):
             clips = Clips(way, paths, T, max(n_clips, 10 * workers))
-            how = {"num_workers": workers, "persistent_workers": workers > 0}
-            loader = DataLoader(clips, batch_size=None, worker_init_fn=return_memory, **how)
+            loader = DataLoader(
+                clips,
+                batch_size=None,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                worker_init_fn=return_memory,
+            )
             rates, sizes = [], []
             for _ in range(3):
                 start = time.perf_counter()

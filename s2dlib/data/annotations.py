@@ -52,7 +52,8 @@ def read_kinetics(annotations: Sequence[str]) -> list[Row]:
             if len(fields) != len(header):
                 raise ValueError(f"{where}: {len(fields)} fields, expected {len(header)}")
             row = dict(zip(header, map(str.strip, fields), strict=True))
-            own = _split(row["split"], where) if row.get("split") else _require(split, path)
+            word = row.get("split")
+            own = _parse_split(word, where) if word else _require_split(split, path)
             rows.append(Row(_kinetics_names(row, where), row.get("label", ""), own, where))
     return rows
 
@@ -79,7 +80,7 @@ def read_mini_kinetics(
         return read_list(annotations)
     known, rows = {row.names[-1]: row for row in read_kinetics(kinetics)}, []
     for path, split in map(_file_and_split, annotations):
-        ids = list(_lines(path))
+        ids = list(_text_lines(path))
         if not any(name in known for _, name in ids):
             raise ValueError(
                 f"{path}: none of its {len(ids)} ids is in {', '.join(kinetics)}; give --kinetics "
@@ -87,7 +88,7 @@ def read_mini_kinetics(
             )
         for where, name in ids:
             video = known.get(name, Row((name,), "", "", ""))
-            rows.append(Row(video.names, video.label, _require(split, path), where))
+            rows.append(Row(video.names, video.label, _require_split(split, path), where))
     return rows
 
 
@@ -99,16 +100,16 @@ def read_something(annotations: Sequence[str]) -> list[Row]:
     """
     rows = []
     for path, split in map(_file_and_split, annotations):
-        for where, name, label in _something(path):
+        for where, name, label in _something_lines(path):
             label = re.sub(r"[\[\]]", "", label).strip()
-            rows.append(Row((name,), label, _require(split, path), where))
+            rows.append(Row((name,), label, _require_split(split, path), where))
     return rows
 
 
-def _something(path: Path) -> Iterator[tuple[str, str, str]]:
+def _something_lines(path: Path) -> Iterator[tuple[str, str, str]]:
     """Where, id and label of each line."""
     if path.suffix.lower() == ".json":
-        for i, entry in enumerate(_json(path, list)):
+        for i, entry in enumerate(_load_json(path, list)):
             where = f"{path}, entry {i + 1}"
             if not isinstance(entry, dict) or "id" not in entry:
                 raise ValueError(f"{where}: expected an object with id and template, got {entry}")
@@ -132,13 +133,13 @@ def read_list(annotations: Sequence[str]) -> list[Row]:
     """
     rows = []
     for path, split in map(_file_and_split, annotations):
-        for where, line in _lines(path):
+        for where, line in _text_lines(path):
             match = LINE.fullmatch(line)
             if match is None:
                 raise ValueError(f"{where}: expected `path num_frames label`, got {line!r}")
             clip = CLIP.search(match["path"])
             names = (match["path"], *((clip[1] + clip[2], clip[1]) if clip else ()))
-            rows.append(Row(names, int(match["label"]), _require(split, path), where))
+            rows.append(Row(names, int(match["label"]), _require_split(split, path), where))
     return rows
 
 
@@ -161,10 +162,8 @@ def read_folders(
         if len(path.parts) < 2 + has_splits:
             layout = "<split>/<class>/<video>" if has_splits else "<class>/<video>"
             raise ValueError(f"{where}: expected {layout} below {videos}")
-        if has_splits:
-            split = SPLITS[path.parts[0].lower()]
-        else:
-            split = _hash_split(f"{seed}/{path.as_posix()}", fractions)
+        hashed = _hash_split(f"{seed}/{path.as_posix()}", fractions)
+        split = SPLITS[path.parts[0].lower()] if has_splits else hashed
         rows.append(Row((str(path),), path.parts[has_splits], split, where))
     return rows
 
@@ -181,12 +180,12 @@ def read_classes(path: str | Path) -> list[str]:
         ValueError: a class twice, or indices other than 0 to N - 1.
     """
     if Path(path).suffix.lower() == ".json":
-        indices = {name: int(index) for name, index in _json(path, dict).items()}
+        indices = {name: int(index) for name, index in _load_json(path, dict).items()}
         if sorted(indices.values()) != list(range(len(indices))):
             raise ValueError(f"{path}: indices must be 0 to {len(indices) - 1}, each once")
         return sorted(indices, key=indices.__getitem__)
     names: dict[str, str] = {}  # -> where
-    for where, line in _lines(path):
+    for where, line in _text_lines(path):
         name = line.strip('"')
         if name in names:
             raise ValueError(f"{where}: class {name!r} is in {names[name]} already")
@@ -203,19 +202,19 @@ def _file_and_split(text: str) -> tuple[Path, str | None]:
     return Path(text), found.pop() if len(found) == 1 else None
 
 
-def _require(split: str | None, path: Path) -> str:
+def _require_split(split: str | None, path: Path) -> str:
     if split is None:
         raise ValueError(f"{path}: its name tells no split; give it as SPLIT=FILE, train={path}")
     return split
 
 
-def _split(word: str, where: str) -> str:
+def _parse_split(word: str, where: str) -> str:
     if word.lower() not in SPLITS:
         raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, got {word!r}")
     return SPLITS[word.lower()]
 
 
-def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
+def _text_lines(path: str | Path) -> Iterator[tuple[str, str]]:
     """Where, and each line that is not blank."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -226,7 +225,7 @@ def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
             yield f"{path}, line {i}", line.strip()
 
 
-def _json(path: str | Path, kind: type[T]) -> T:
+def _load_json(path: str | Path, kind: type[T]) -> T:
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:

@@ -96,7 +96,6 @@ def load_clip(
     """The centred clip of a video, ready for a model.
 
     Args:
-        path: the video file.
         n_frames: frames at most; None: the whole video.
         frame_stride: tau, every how many frames one is taken.
         short_side: pixels of the shorter side after resizing; None: as stored.
@@ -118,9 +117,7 @@ def load_views(path: str | Path, config: DataConfig) -> Tensor:
     """The clip of a video as testing takes it: centred, and its crops (Sec. 4.1).
 
     Args:
-        path: a video file, or a folder of frames.
-        config: of the model that is to see it (model.data). A video shorter than min_frames is
-            taken as it is.
+        config: of the model that is to see it (model.data), but for min_frames.
 
     Returns:
         Raw frames I of each of the test_crops views, uint8. (V, C, T, H, W)

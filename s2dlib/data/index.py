@@ -82,7 +82,7 @@ def make_index(
         ValueError: an unknown class, a video with two labels or splits, nothing found at all.
     """
     videos = list_videos(folder)
-    by_end = _by_end(videos)
+    by_end = _paths_by_end(videos)
     unlabelled = Counter(row.where.rsplit(", ", 1)[0] for row in rows if row.label == "")
     notes = [f"{n} rows of {file} tell no label: left out" for file, n in unlabelled.items()]
     rows = [row for row in rows if row.label != ""]
@@ -115,28 +115,28 @@ def make_index(
     return index if classes else index.drop(columns="label_name"), notes
 
 
-def _parts(path: str) -> tuple[str, ...]:
+def _path_parts(path: str) -> tuple[str, ...]:
     """A path's folders in plain letters, and its last name without the suffix of a video.
 
     Folders of a class are written in many ways: spaces or underscores, with or without brackets.
     """
     *folders, last = [part for part in re.split(r"[/\\]", path) if part not in ("", ".")] or [""]
     stem, suffix = os.path.splitext(last)
-    return (*map(_plain, folders), stem if suffix.lower() in VIDEOS else last)
+    return (*map(_normalise, folders), stem if suffix.lower() in VIDEOS else last)
 
 
-def _plain(text: str) -> str:
+def _normalise(text: str) -> str:
     return "".join(filter(str.isalnum, text.lower()))
 
 
 Ends = dict[str | tuple[str, ...], list[str]]
 
 
-def _by_end(videos: Sequence[str]) -> Ends:
-    """Every path, and every end of one in _parts -> the paths that are or end so."""
+def _paths_by_end(videos: Sequence[str]) -> Ends:
+    """Every path, and every end of one in _path_parts -> the paths that are or end so."""
     by_end: Ends = {path: [path] for path in videos}
     for path in videos:
-        parts = _parts(path)
+        parts = _path_parts(path)
         for i in range(len(parts)):
             by_end.setdefault(parts[i:], []).append(path)
     return by_end
@@ -144,11 +144,11 @@ def _by_end(videos: Sequence[str]) -> Ends:
 
 def _find(name: str, by_end: Ends) -> list[str]:
     """The videos that a name fits: the shorter of the two is the end of the other."""
-    parts = _parts(name)
+    parts = _path_parts(name)
     if exact := by_end.get(name) or by_end.get(parts):
         return exact
     ends = (parts[i:] for i in range(1, len(parts)))
-    whole = ([path for path in by_end.get(end, ()) if _parts(path) == end] for end in ends)
+    whole = ([path for path in by_end.get(end, ()) if _path_parts(path) == end] for end in ends)
     return next(filter(None, whole), [])
 
 
@@ -159,11 +159,14 @@ def _number_labels(
     if classes is None and all(isinstance(row.label, str) for row in rows):
         classes = sorted({str(row.label) for row in rows})
     names = list(enumerate(classes or ()))
-    n, indices = len(names), {_plain(name): i for i, name in names} | {name: i for i, name in names}
+    n, indices = (
+        len(names),
+        {_normalise(name): i for i, name in names} | {name: i for i, name in names},
+    )
 
     def number(row: Row) -> int:
         if isinstance(row.label, str):
-            label = indices.get(row.label, indices.get(_plain(row.label)))
+            label = indices.get(row.label, indices.get(_normalise(row.label)))
             if label is None:
                 raise ValueError(f"{row.where}: {row.label!r} is none of the {n} classes")
             return label

@@ -16,10 +16,9 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -37,8 +36,7 @@ TIMEOUT = 60.0  # seconds granted to a file
 FILES = 500  # that a child reads before a new one takes over: what decord leaks stays bounded
 
 
-@dataclass(frozen=True)
-class VideoInfo:
+class VideoInfo(NamedTuple):
     """What a video holds: frames that decode, frames a second (nan: not known), pixels."""
 
     n_frames: int
@@ -75,7 +73,7 @@ def read_frames(
     n_total = reader.ask("open", str(path), timeout).n_frames
     indices = wanted(n_total) if callable(wanted) else wanted
     indices = list(range(n_total)) if indices is None else [int(i) for i in indices]
-    if len(indices) == 0 or min(indices) < 0:
+    if not indices or min(indices) < 0:
         raise ValueError(f"{path}: wanted must be frame indices >= 0, at least one, got {indices}")
     if max(indices) >= n_total:
         raise ClipError(path, f"has {n_total} frames, but frame {max(indices)} was asked for")
@@ -103,7 +101,6 @@ def check_videos(
     """Probe every file: what is wrong with it, a hang or a crash too, is a row, no exception.
 
     Args:
-        paths: the videos.
         timeout: seconds granted to one file.
         processes: children at a time; None: one a core.
 
@@ -113,20 +110,21 @@ def check_videos(
     import pandas as pd
 
     def row(path: str) -> dict[str, Any]:
+        info, cause = VideoInfo(0, 0.0, 0, 0), ""
         try:
-            return {"path": path, "ok": True, **asdict(probe(path, timeout)), "cause": ""}
+            info = probe(path, timeout)
         except ClipError as error:
-            return {"path": path, "ok": False, **asdict(_FAILED), "cause": error.cause}
+            cause = error.cause
+        return {"path": path, "ok": not cause, **info._asdict(), "cause": cause}
 
     pool = ThreadPoolExecutor(processes or os.cpu_count() or 1)
     try:
         rows = list(pool.map(row, [str(path) for path in paths]))
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C ends the threads too, and they their children
-    return pd.DataFrame(rows, columns=["path", "ok", *VideoInfo.__annotations__, "cause"])
+    return pd.DataFrame(rows, columns=["path", "ok", *VideoInfo._fields, "cause"])
 
 
-_FAILED = VideoInfo(0, 0.0, 0, 0)
 CHILD = [sys.executable, "-P", decoding.__file__]  # as a script: the package would import torch
 _own = threading.local()  # .reader, this thread's
 

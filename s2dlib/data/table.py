@@ -79,16 +79,17 @@ def _number_labels(table: pd.DataFrame, csv: str | Path) -> None:
         line = table["label"].idxmin()
         raise ValueError(f"{csv}, row {line}: label must be >= 0, got {table['label'][line]}")
     table["class_name"] = table["label"].astype(str)
-    if "label_name" in table:
-        table["class_name"] = table["label_name"].str.strip()
-        for a, b in (("label", "class_name"), ("class_name", "label")):
-            expected = table.groupby(a)[b].transform("first")
-            if (other := expected != table[b]).any():
-                line = other.idxmax()
-                raise ValueError(
-                    f"{csv}, row {line}: {a} {table[a][line]} has {b} {table[b][line]}, "
-                    f"but {expected[line]} in an earlier row"
-                )
+    if "label_name" not in table:
+        return
+    table["class_name"] = table["label_name"].str.strip()
+    for a, b in (("label", "class_name"), ("class_name", "label")):
+        first = table.groupby(a)[b].transform("first")
+        if (differs := first != table[b]).any():
+            line = differs.idxmax()
+            raise ValueError(
+                f"{csv}, row {line}: {a} {table[a][line]} has {b} {table[b][line]}, "
+                f"but {first[line]} in an earlier row"
+            )
 
 
 def class_names(table: pd.DataFrame) -> list[str]:
