@@ -175,7 +175,7 @@ def on_one_core(paths: list[str], T: int, rounds: int) -> list[dict]:
     """Clips a second by each way, in turns, all processes on one core."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(allowed)})
-    vars(readers._own).clear()  # so that the child starts on this core
+    vars(readers._local).clear()  # so that the child starts on this core
     ways = available(paths[0])
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
     for i in range(-1, rounds):  # the first round warms up
@@ -185,7 +185,7 @@ def on_one_core(paths: list[str], T: int, rounds: int) -> list[dict]:
             if i >= 0:
                 rates[way].append(1 / (time.perf_counter() - start))
     os.sched_setaffinity(0, allowed)
-    vars(readers._own).clear()
+    vars(readers._local).clear()
     return [row("one core", way, T, 0, rates[way], "clips/s") for way in WAYS]
 
 

@@ -24,7 +24,7 @@ from s2dlib.data.files import atomic_path
 from s2dlib.data.readers import Wanted, read_frames
 from s2dlib.data.table import class_names, read_csv
 
-TRIES = 5  # clips tried for one place of a training batch
+MAX_TRIES = 5  # clips tried for one place of a training batch
 
 
 class Truth(NamedTuple):
@@ -118,7 +118,7 @@ class VideoDataset(Dataset):
     def _get_or_replace(self, index: int) -> Item:
         failed: dict[str, str] = {}
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
-        for _ in range(TRIES if self.train else 1):
+        for _ in range(MAX_TRIES if self.train else 1):
             try:
                 return {**self[index], "failed": failed}
             except ClipError as error:
@@ -126,7 +126,7 @@ class VideoDataset(Dataset):
                 index = int(rng.integers(len(self)))
         if self.train:
             causes = "; ".join(f"{path}: {cause}" for path, cause in failed.items())
-            raise RuntimeError(f"{TRIES} clips drawn in turn cannot be read: {causes}")
+            raise RuntimeError(f"{MAX_TRIES} clips drawn in turn cannot be read: {causes}")
         return {"failed": failed}
 
     def _truth_in_crop(self, truth: Truth, start: int, crop: Crop) -> Tensor:
@@ -156,12 +156,12 @@ class VideoDataset(Dataset):
             return indices
 
         if self.config.cache is None:
-            return self._decode(path, choose), indices[0]
+            return self._read_video(path, choose), indices[0]
         video = self._read_cached(path, self.config.cache)  # (T_all, C, H, W)
         choose(len(video))
         return video[indices[0] : indices[-1] + 1 : self.config.frame_stride], indices[0]  # a view
 
-    def _decode(self, path: str, wanted: Wanted = None) -> np.ndarray:
+    def _read_video(self, path: str, wanted: Wanted = None) -> np.ndarray:
         frames = read_frames(path, wanted, self.config.short_side)  # (T, 3, H, W)
         return (rgb_to_grayscale(frames) if self.config.gray else frames).numpy()
 
@@ -175,7 +175,7 @@ class VideoDataset(Dataset):
         file = Path(cache, f"{hashlib.sha1(repr(key).encode()).hexdigest()}.npy")
         if not file.exists():
             with atomic_path(file) as partial:  # a worker beside this one may write it too
-                np.save(partial, self._decode(path))
+                np.save(partial, self._read_video(path))
         return np.lib.format.open_memmap(file, mode="r")
 
     def _crop(self, frames: np.ndarray, crop: Crop) -> Tensor:

@@ -49,7 +49,7 @@ class _Source(NamedTuple):
 def _serve(connection: Connection, memory: int, parent: int) -> None:
     """Answer requests until the caller goes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     connection.send(True)
     source: _Source | None = None
     with suppress(EOFError, BrokenPipeError):
@@ -68,10 +68,10 @@ def _serve(connection: Connection, memory: int, parent: int) -> None:
             except ClipError as error:
                 connection.send(error.cause)
             except (MemoryError, ValueError, RuntimeError) as error:
-                connection.send(f"cannot be read ({type(error).__name__}: {_reason(error)})")
+                connection.send(f"cannot be read ({type(error).__name__}: {_first_line(error)})")
 
 
-def _end_with(parent: int) -> None:
+def _exit_with(parent: int) -> None:
     """End this process when its parent is gone, even while a file hangs in the decoder."""
     while os.getppid() == parent:
         time.sleep(1)
@@ -124,15 +124,19 @@ def _open(path: str) -> _Source:
     try:  # fault_tol: an error instead of a silent copy of the frame before
         reader = decord.VideoReader(path, num_threads=1, fault_tol=1e-9)
     except Exception as error:  # decord raises RuntimeError, AssertionError and its own
-        reason = _reason(error)
+        reason = _first_line(error)
         causes = [cause for sign, cause in CAUSES.items() if sign in reason]
         raise ClipError(path, f"{(causes or ['cannot be opened'])[0]} ({reason})") from error
     if len(reader) == 0:
         raise ClipError(path, "holds no frames")
-    return _Source(len(reader), reader.get_avg_fps(), lambda order: _forward(reader, path, order))
+    return _Source(
+        len(reader), reader.get_avg_fps(), lambda order: _decode_forward(reader, path, order)
+    )
 
 
-def _forward(reader: decord.VideoReader, path: str, order: Sequence[int]) -> Iterator[np.ndarray]:
+def _decode_forward(
+    reader: decord.VideoReader, path: str, order: Sequence[int]
+) -> Iterator[np.ndarray]:
     """Frames by ascending index, all up to the last decoded. Each (H, W, 3) uint8."""
     wanted = frozenset(order)
     for i in range(order[-1] + 1):
@@ -142,7 +146,7 @@ def _forward(reader: decord.VideoReader, path: str, order: Sequence[int]) -> Ite
         except (Exception, StopIteration) as error:
             cause = f"decoding stops at frame {i} of the {len(reader)} that the file claims"
             advice = "cut off, damaged, an edit list or MPEG-TS; encode it again"
-            raise ClipError(path, f"{cause}: {advice} ({_reason(error)})") from error
+            raise ClipError(path, f"{cause}: {advice} ({_first_line(error)})") from error
         if frame is None:
             continue
         height, width, channels = frame.shape
@@ -166,10 +170,10 @@ def _open_folder(path: str) -> _Source:
         if number not in names:
             raise ClipError(path, f"frame {number} is missing (the last is {max(names)})")
     files = [os.path.join(path, names[number]) for number in sorted(names)]
-    return _Source(len(files), float("nan"), lambda order: _images(path, files, order))
+    return _Source(len(files), float("nan"), lambda order: _open_images(path, files, order))
 
 
-def _images(path: str, files: list[str], order: Sequence[int]) -> Iterator[np.ndarray]:
+def _open_images(path: str, files: list[str], order: Sequence[int]) -> Iterator[np.ndarray]:
     """Images by index. Each (H, W, 3) uint8."""
     from PIL import Image
 
@@ -180,7 +184,7 @@ def _images(path: str, files: list[str], order: Sequence[int]) -> Iterator[np.nd
             with Image.open(files[i]) as image:
                 frame = np.asarray(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError) as error:
-            raise ClipError(path, f"{name} cannot be read ({_reason(error)})") from error
+            raise ClipError(path, f"{name} cannot be read ({_first_line(error)})") from error
         size = size or image.size
         if image.size != size:
             width, height = image.size
@@ -188,7 +192,7 @@ def _images(path: str, files: list[str], order: Sequence[int]) -> Iterator[np.nd
         yield frame
 
 
-def _reason(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """What decord says, without its clock and its source lines."""
     text = re.sub(r"\[[\d:]+\] |\S+\.cc:\d+: ", "", str(error)).strip()
     return text.split("\n", 1)[0] or type(error).__name__

@@ -104,7 +104,7 @@ def load_batches(
         device: where the batches are to lie; a GPU gets them ahead of need (on_device).
 
     Raises:
-        RuntimeError: more than MAX_FAILED of the clips cannot be read, or TRIES of them in turn.
+        RuntimeError: more than MAX_FAILED of the clips cannot be read, or MAX_TRIES in turn.
     """
     dataset.failed = {}
     loader = DataLoader(
@@ -174,8 +174,8 @@ def _log_failed(dataset: VideoDataset, failed: dict[str, str]) -> None:
         dataset._logged.add(path)
     n = len(dataset.failed)
     if n > MAX_FAILED * len(dataset):
+        causes = "; ".join(f"{path}: {why}" for path, why in list(dataset.failed.items())[:5])
         raise RuntimeError(
             f"{n} of {len(dataset)} clips cannot be read so far, more than {MAX_FAILED:.0%}: "
-            + "; ".join(f"{path}: {cause}" for path, cause in list(dataset.failed.items())[:5])
-            + "; notebook 00_data checks every file"
+            f"{causes}; notebook 00_data checks every file"
         )

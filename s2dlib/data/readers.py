@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Which frames: by index, or a function from the frame count to indices; None: all.
 Wanted: TypeAlias = Sequence[int] | Callable[[int], Sequence[int]] | None
 TIMEOUT = 60.0  # seconds granted to a file
-FILES = 500  # that a child reads before a new one takes over: what decord leaks stays bounded
+MAX_FILES = 500  # that a child reads before a new one takes over: what decord leaks stays bounded
 
 
 class VideoInfo(NamedTuple):
@@ -46,10 +46,7 @@ class VideoInfo(NamedTuple):
 
 
 def read_frames(
-    path: str | Path,
-    wanted: Wanted = None,
-    short_side: int | None = None,
-    timeout: float = TIMEOUT,
+    path: str | Path, wanted: Wanted = None, short_side: int | None = None, timeout: float = TIMEOUT
 ) -> Tensor:
     """Frames of a video, decoded forward up to the last wanted one, turned as players turn them.
 
@@ -126,16 +123,17 @@ def check_videos(
 
 
 CHILD = [sys.executable, "-P", decoding.__file__]  # as a script: the package would import torch
-_own = threading.local()  # .reader, this thread's
+_local = threading.local()  # .reader, this thread's
 
 
 def _reader() -> _Reader:
-    """This thread's reader; a new one after a fork, after a failure, and every FILES files."""
-    reader = getattr(_own, "reader", None)
-    if reader is None or reader.pid != os.getpid() or not reader.idle or reader.n_files >= FILES:
-        if reader is not None:
-            reader.close()
-        _own.reader = reader = _Reader()
+    """This thread's reader; a new one after a fork, after a failure, and every MAX_FILES files."""
+    reader = getattr(_local, "reader", None)
+    if reader is not None:
+        if reader.idle and reader.pid == os.getpid() and reader.n_files < MAX_FILES:
+            return reader
+        reader.close()
+    _local.reader = reader = _Reader()
     return reader
 
 
@@ -146,17 +144,17 @@ class _Reader:
         # Both are without a name, so that they go when the last process that holds them goes.
         self.memory = _shared_memory()
         self.map = mmap.mmap(self.memory, os.fstat(self.memory).st_size)
-        self.connection, there = Pipe()
-        fds, self.pid = (there.fileno(), self.memory), os.getpid()
+        self.connection, child_end = Pipe()
+        fds, self.pid = (child_end.fileno(), self.memory), os.getpid()
         arguments, null = [*CHILD, *map(str, (*fds, self.pid))], subprocess.DEVNULL
         self.child = subprocess.Popen(arguments, pass_fds=fds, stdin=null, stdout=null, stderr=null)
-        there.close()
+        child_end.close()
         self.close = weakref.finalize(
-            self, _end, self.child, self.connection, self.memory, self.pid
+            self, _close, self.child, self.connection, self.memory, self.pid
         )
-        self.n_files, self.idle = 0, True
+        self.n_files = 0
+        self._set_deadline(" ".join(arguments), timeout=120.0)
         try:
-            self._set_deadline(" ".join(arguments), timeout=120.0)
             self._request()
         except ClipError as error:
             raise RuntimeError(f"the reader of videos does not start: {error}") from error
@@ -217,7 +215,7 @@ def _shared_memory() -> int:
     return memory
 
 
-def _end(child: subprocess.Popen, connection: Connection, memory: int, pid: int) -> None:
+def _close(child: subprocess.Popen, connection: Connection, memory: int, pid: int) -> None:
     """Close a reader; end its child unless it is another process's, inherited by a fork."""
     connection.close()
     os.close(memory)

@@ -66,13 +66,11 @@ _LARGE = Scene(
 _LARGE_CLOSEUPS = replace(
     _LARGE, border=90, travel=28, size=(18, 36), duration=(12, 36), time_border=34, clue=0
 )
+_SMALL = {"main": _MAIN, "closeups": _CLOSEUPS}
 DATASETS = {
-    "synthetic": {"main": _MAIN, "closeups": _CLOSEUPS},
+    "synthetic": _SMALL,
     # Harder: two more glyphs in each clip, away from the actor.
-    "synthetic-distractors": {
-        "main": replace(_MAIN, n_distractors=2),
-        "closeups": replace(_CLOSEUPS, n_distractors=2),
-    },
+    "synthetic-distractors": {k: replace(v, n_distractors=2) for k, v in _SMALL.items()},
     "synthetic-large": {"main": _LARGE, "closeups": _LARGE_CLOSEUPS},
 }
 SPLITS = {  # split of the CSV -> scene, clips, seed
@@ -126,12 +124,9 @@ class Event:
         cls, kinds: tuple[int, int], border: float, scene: Scene, rng: np.random.Generator
     ) -> Event:
         """One of the scene's range, its middle `border` frames from both ends or more."""
-        return cls(
-            kinds,
-            rng.uniform(border, scene.n_frames - border),
-            np.exp(rng.uniform(*np.log(scene.duration))),
-            np.exp(rng.uniform(*np.log(scene.size))),
-        )
+        middle = rng.uniform(border, scene.n_frames - border)
+        duration, size = (np.exp(rng.uniform(*np.log(v))) for v in (scene.duration, scene.size))
+        return cls(kinds, middle, duration, size)
 
 
 def paint(
