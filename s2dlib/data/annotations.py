@@ -52,8 +52,7 @@ def read_kinetics(annotations: Sequence[str]) -> list[Row]:
             if len(fields) != len(header):
                 raise ValueError(f"{where}: {len(fields)} fields, expected {len(header)}")
             row = dict(zip(header, map(str.strip, fields), strict=True))
-            word = row.get("split")
-            own = _parse_split(word, where) if word else _require_split(split, path)
+            own = _parse_split(row.get("split") or split, path, where)
             rows.append(Row(_kinetics_names(row, where), row.get("label", ""), own, where))
     return rows
 
@@ -88,7 +87,7 @@ def read_mini_kinetics(
             )
         for where, name in ids:
             video = known.get(name, Row((name,), "", "", ""))
-            rows.append(Row(video.names, video.label, _require_split(split, path), where))
+            rows.append(Row(video.names, video.label, _parse_split(split, path, where), where))
     return rows
 
 
@@ -102,7 +101,7 @@ def read_something(annotations: Sequence[str]) -> list[Row]:
     for path, split in map(_file_and_split, annotations):
         for where, name, label in _something_lines(path):
             label = re.sub(r"[\[\]]", "", label).strip()
-            rows.append(Row((name,), label, _require_split(split, path), where))
+            rows.append(Row((name,), label, _parse_split(split, path, where), where))
     return rows
 
 
@@ -139,7 +138,7 @@ def read_list(annotations: Sequence[str]) -> list[Row]:
                 raise ValueError(f"{where}: expected `path num_frames label`, got {line!r}")
             clip = CLIP.search(match["path"])
             names = (match["path"], *((clip[1] + clip[2], clip[1]) if clip else ()))
-            rows.append(Row(names, int(match["label"]), _require_split(split, path), where))
+            rows.append(Row(names, int(match["label"]), _parse_split(split, path, where), where))
     return rows
 
 
@@ -193,22 +192,18 @@ def read_classes(path: str | Path) -> list[str]:
     return list(names)
 
 
-def _file_and_split(text: str) -> tuple[Path, str | None]:
-    """`SPLIT=FILE`, or a file whose name tells its split, or one that does not (None)."""
+def _file_and_split(text: str) -> tuple[Path, str]:
+    """`SPLIT=FILE`, or a file whose name tells its split, or one that does not ("")."""
     word, _, rest = text.partition("=")
     if rest and word.lower() in SPLITS:
         return Path(rest), SPLITS[word.lower()]
     found = set(re.findall("train|val|test", Path(text).name.lower()))
-    return Path(text), found.pop() if len(found) == 1 else None
+    return Path(text), found.pop() if len(found) == 1 else ""
 
 
-def _require_split(split: str | None, path: Path) -> str:
-    if split is None:
+def _parse_split(word: str, path: Path, where: str) -> str:
+    if not word:
         raise ValueError(f"{path}: its name tells no split; give it as SPLIT=FILE, train={path}")
-    return split
-
-
-def _parse_split(word: str, where: str) -> str:
     if word.lower() not in SPLITS:
         raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, got {word!r}")
     return SPLITS[word.lower()]

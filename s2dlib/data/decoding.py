@@ -8,6 +8,7 @@ pandas take 5 s.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import re
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -129,9 +131,7 @@ def _open(path: str) -> _Source:
         raise ClipError(path, f"{(causes or ['cannot be opened'])[0]} ({reason})") from error
     if len(reader) == 0:
         raise ClipError(path, "holds no frames")
-    return _Source(
-        len(reader), reader.get_avg_fps(), lambda order: _decode_forward(reader, path, order)
-    )
+    return _Source(len(reader), reader.get_avg_fps(), partial(_decode_forward, reader, path))
 
 
 def _decode_forward(
@@ -170,7 +170,7 @@ def _open_folder(path: str) -> _Source:
         if number not in names:
             raise ClipError(path, f"frame {number} is missing (the last is {max(names)})")
     files = [os.path.join(path, names[number]) for number in sorted(names)]
-    return _Source(len(files), float("nan"), lambda order: _open_images(path, files, order))
+    return _Source(len(files), math.nan, partial(_open_images, path, files))
 
 
 def _open_images(path: str, files: list[str], order: Sequence[int]) -> Iterator[np.ndarray]:

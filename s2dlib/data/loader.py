@@ -42,37 +42,26 @@ def collate(items: list[Item]) -> Batch:
         A Batch with failed, and with nothing else where no clip is left.
     """
     failed = {path: why for item in items for path, why in item.get("failed", {}).items()}
-    clips = [clip for item in items if "frames" in item for clip in _split_crops(item)]
-    if not clips:
+    items = [item for item in items if "frames" in item]
+    if not items:
         return {"failed": failed}
-    n_frames = torch.tensor([clip["frames"].shape[1] for clip in clips])  # (B,)
-    C, _, H, W = clips[0]["frames"].shape
-    frames = torch.zeros(len(clips), C, int(n_frames.max()), H, W, dtype=clips[0]["frames"].dtype)
-    for row, clip in zip(frames, clips, strict=True):
-        row[:, : clip["frames"].shape[1]] = clip["frames"]
+    clips = [x if (x := item["frames"]).ndim == 5 else x[None] for item in items]
+    V, C, _, H, W = clips[0].shape
+    n_frames = torch.tensor([x.shape[2] for x in clips])
+    frames = clips[0].new_zeros((len(clips), V, C, int(n_frames.max()), H, W))
+    for row, x in zip(frames, clips, strict=True):
+        row[:, :, : x.shape[2]] = x
+    index = torch.tensor([item["index"] for item in items])
     batch: Batch = {
-        "frames": frames,
-        "n_frames": n_frames,
-        "label": torch.tensor([clip["label"] for clip in clips]),
-        "index": torch.tensor([clip["index"] for clip in clips]),
+        "frames": frames.flatten(0, 1),
+        "n_frames": n_frames.repeat_interleave(V),
+        "label": torch.tensor([item["label"] for item in items]).repeat_interleave(V),
+        "index": (index[:, None] * V + torch.arange(V)).flatten(),
         "failed": failed,
     }
-    if "truth" in clips[0]:
-        batch["truth"] = torch.stack([clip["truth"] for clip in clips])
+    if "truth" in items[0]:
+        batch["truth"] = torch.stack([item["truth"] for item in items]).view(-1, 5)
     return batch
-
-
-def _split_crops(item: Item) -> list[Item]:
-    """An item of one clip for each crop of a video."""
-    if item["frames"].ndim == 4:
-        return [item]
-    V, clips = len(item["frames"]), []
-    for v in range(V):
-        clip: Item = {**item, "frames": item["frames"][v], "index": item["index"] * V + v}
-        if "truth" in item:
-            clip["truth"] = item["truth"][v]
-        clips.append(clip)
-    return clips
 
 
 def return_memory(worker: int = 0) -> None:
