@@ -175,7 +175,7 @@ def on_one_core(paths: list[str], T: int, rounds: int) -> list[dict]:
     """Clips a second by each way, in turns, all processes on one core."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(allowed)})
-    vars(readers._own).clear()  # so that the child starts on this core
+    vars(readers._local).clear()  # so that the child starts on this core
     ways = available(paths[0])
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
     for i in range(-1, rounds):  # the first round warms up
@@ -185,7 +185,7 @@ def on_one_core(paths: list[str], T: int, rounds: int) -> list[dict]:
             if i >= 0:
                 rates[way].append(1 / (time.perf_counter() - start))
     os.sched_setaffinity(0, allowed)
-    vars(readers._own).clear()
+    vars(readers._local).clear()
     return [row("one core", way, T, 0, rates[way], "clips/s") for way in WAYS]
 
 
@@ -204,8 +204,13 @@ def by_workers(paths: list[str], T: int, n_clips: int, n_workers: list[int]) -> 
     for workers in n_workers:
         for way in ("ours", "ours, in process", "JPEGs, PIL"):
             clips = Clips(way, paths, T, max(n_clips, 10 * workers))
-            how = {"num_workers": workers, "persistent_workers": workers > 0}
-            loader = DataLoader(clips, batch_size=None, worker_init_fn=return_memory, **how)
+            loader = DataLoader(
+                clips,
+                batch_size=None,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                worker_init_fn=return_memory,
+            )
             rates, sizes = [], []
             for _ in range(3):
                 start = time.perf_counter()

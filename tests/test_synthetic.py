@@ -199,7 +199,7 @@ def test_write_dataset_is_balanced_and_resumes(tmp_path):
     csv.unlink()
     assert write_dataset(tmp_path / "synthetic", share=0.001).read_text() == text
     assert first.stat().st_mtime_ns == kept and second.exists()
-    assert not list(csv.parent.rglob("*.part*"))
+    assert not list(csv.parent.rglob(".part*"))
 
 
 @pytest.mark.parametrize("change", [{}, {"short_side": 160, "crop": 150, "n_frames": 20}])

@@ -176,7 +176,7 @@ video._main()
 def bad_reader(monkeypatch):
     """From here on, files named hangs.mp4 and crashes.mp4 do so to the real child."""
     monkeypatch.setattr(readers, "CHILD", [sys.executable, "-P", "-c", CHILD, decoding.__file__])
-    monkeypatch.setattr(readers, "_own", threading.local())
+    monkeypatch.setattr(readers, "_local", threading.local())
 
 
 def test_a_hang_and_a_crash_are_rows_and_the_files_after_them_are_read(
@@ -193,7 +193,7 @@ def test_a_hang_and_a_crash_are_rows_and_the_files_after_them_are_read(
 
 
 def child():
-    return readers._own.reader.child
+    return readers._local.reader.child
 
 
 def gone(pid, seconds=10.0):
@@ -244,7 +244,7 @@ def test_a_caller_that_gives_up_in_the_middle_gets_whole_clips_afterwards(
 
 def test_a_reader_that_cannot_start_is_an_error_that_is_no_clip_s(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "CHILD", [sys.executable, "-c", "import none_such"])
-    monkeypatch.setattr(readers, "_own", threading.local())
+    monkeypatch.setattr(readers, "_local", threading.local())
     with pytest.raises(RuntimeError, match=r"does not start: .*died \(exit status 1\)"):
         read_frames(tmp_path / "a.mp4")
 
@@ -253,7 +253,7 @@ def test_frames_larger_than_the_shared_memory_come_whole(
     tmp_path, make_video, read_barcodes, monkeypatch
 ):
     monkeypatch.setattr(readers, "BUFFER", 5000)  # of this process; the child makes it grow
-    monkeypatch.setattr(readers, "_own", threading.local())
+    monkeypatch.setattr(readers, "_local", threading.local())
     small = make_video(tmp_path / "small.mp4", n_frames=5, size=(32, 40))
     large = make_video(tmp_path / "large.mp4", n_frames=9, size=(128, 160))
     assert read_barcodes(read_frames(small)) == list(range(5))
@@ -263,8 +263,8 @@ def test_frames_larger_than_the_shared_memory_come_whole(
 def test_a_child_is_replaced_after_some_files_and_the_old_one_ends(
     tmp_path, make_video, monkeypatch
 ):
-    monkeypatch.setattr(readers, "FILES", 3)
-    monkeypatch.setattr(readers, "_own", threading.local())
+    monkeypatch.setattr(readers, "MAX_FILES", 3)
+    monkeypatch.setattr(readers, "_local", threading.local())
     path, pids = make_video(tmp_path / "a.mp4", n_frames=2), []
     for _ in range(7):
         read_frames(path)
@@ -278,7 +278,7 @@ import os, signal, sys, threading, time
 from s2dlib.data import decoding, readers
 readers.CHILD = [sys.executable, "-P", "-c", sys.argv[1], decoding.__file__]
 readers._reader()
-print(readers._own.reader.child.pid, flush=True)
+print(readers._local.reader.child.pid, flush=True)
 threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 readers.probe(sys.argv[2])
 """

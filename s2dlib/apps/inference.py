@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from s2dlib.config import DataConfig
-from s2dlib.data.clips import choose_frames, windows
+from s2dlib.data.clips import choose_crops, choose_frames
 from s2dlib.data.readers import read_frames
 from s2dlib.kernels.band import TAPS, band
 from s2dlib.model import Output, S2DNet
@@ -119,12 +119,12 @@ def predict_video(
 
     first: list[int] = []
     read = read_frames(path, of_snet, data.short_side)  # (n, 3, H, W)
-    side, y, x, _ = windows(*read.shape[-2:], data, 1, None)[0]
+    centre = choose_crops(*read.shape[-2:], config=data, n_crops=1)[0]
     C, n_frames = 1 if data.gray else 3, torch.tensor([len(times)], device=device)
     frames = torch.zeros(1, C, len(times), data.crop, data.crop, dtype=torch.uint8, device=device)
 
     def keep(read: Tensor, at: list[int]) -> None:
-        crop = read[:, :, y : y + side, x : x + side].to(device)  # (n, 3, crop, crop)
+        crop = centre.cut(read).to(device)  # (n, 3, crop, crop)
         frames[0, :, at] = (rgb_to_grayscale(crop) if data.gray else crop).transpose(0, 1)
 
     keep(read, first)

@@ -18,12 +18,14 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 
 from s2dlib.data.index import Row, list_videos, make_index, missing_of, read_fields, write_index
 from s2dlib.presets import PRESETS
 
+T = TypeVar("T", list, dict)
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
@@ -50,16 +52,19 @@ def read_kinetics(annotations: Sequence[str]) -> list[Row]:
             if len(fields) != len(header):
                 raise ValueError(f"{where}: {len(fields)} fields, expected {len(header)}")
             row = dict(zip(header, map(str.strip, fields), strict=True))
-            names = (row["youtube_id"],)
-            if row.get("time_start"):
-                try:
-                    start, end = (int(float(row[f"time_{side}"])) for side in ("start", "end"))
-                except (KeyError, ValueError) as error:
-                    raise ValueError(f"{where}: time_start, time_end are no seconds") from error
-                names = (f"{row['youtube_id']}_{start:06d}_{end:06d}", *names)
-            own = _split(row["split"], where) if row.get("split") else split
-            rows.append(Row(names, row.get("label", ""), _told(own, path), where))
+            own = _parse_split(row.get("split") or split, path, where)
+            rows.append(Row(_kinetics_names(row, where), row.get("label", ""), own, where))
     return rows
+
+
+def _kinetics_names(row: dict[str, str], where: str) -> tuple[str, ...]:
+    if not row.get("time_start"):
+        return (row["youtube_id"],)
+    try:
+        start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{where}: time_start, time_end are no seconds") from error
+    return (f"{row['youtube_id']}_{start:06d}_{end:06d}", row["youtube_id"])
 
 
 def read_mini_kinetics(
@@ -74,7 +79,7 @@ def read_mini_kinetics(
         return read_list(annotations)
     known, rows = {row.names[-1]: row for row in read_kinetics(kinetics)}, []
     for path, split in map(_file_and_split, annotations):
-        ids = list(_lines(path))
+        ids = list(_text_lines(path))
         if not any(name in known for _, name in ids):
             raise ValueError(
                 f"{path}: none of its {len(ids)} ids is in {', '.join(kinetics)}; give --kinetics "
@@ -82,7 +87,7 @@ def read_mini_kinetics(
             )
         for where, name in ids:
             video = known.get(name, Row((name,), "", "", ""))
-            rows.append(Row(video.names, video.label, _told(split, path), where))
+            rows.append(Row(video.names, video.label, _parse_split(split, path, where), where))
     return rows
 
 
@@ -94,16 +99,16 @@ def read_something(annotations: Sequence[str]) -> list[Row]:
     """
     rows = []
     for path, split in map(_file_and_split, annotations):
-        for where, name, label in _something(path):
+        for where, name, label in _something_lines(path):
             label = re.sub(r"[\[\]]", "", label).strip()
-            rows.append(Row((name,), label, _told(split, path), where))
+            rows.append(Row((name,), label, _parse_split(split, path, where), where))
     return rows
 
 
-def _something(path: Path) -> Iterator[tuple[str, str, str]]:
+def _something_lines(path: Path) -> Iterator[tuple[str, str, str]]:
     """Where, id and label of each line."""
     if path.suffix.lower() == ".json":
-        for i, entry in enumerate(_json(path, list)):
+        for i, entry in enumerate(_load_json(path, list)):
             where = f"{path}, entry {i + 1}"
             if not isinstance(entry, dict) or "id" not in entry:
                 raise ValueError(f"{where}: expected an object with id and template, got {entry}")
@@ -116,6 +121,7 @@ def _something(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 LINE = re.compile(r"(?P<path>.+?)(?:[ \t;,]+\d+)?[ \t;,]+(?P<label>-?\d+)")
+CLIP = re.compile(r"(?:^|[/\\])([\w-]{11})(_\d{6}_\d{6})(?:\.\w+)?$")  # of Kinetics
 
 
 def read_list(annotations: Sequence[str]) -> list[Row]:
@@ -126,14 +132,13 @@ def read_list(annotations: Sequence[str]) -> list[Row]:
     """
     rows = []
     for path, split in map(_file_and_split, annotations):
-        for where, line in _lines(path):
+        for where, line in _text_lines(path):
             match = LINE.fullmatch(line)
             if match is None:
                 raise ValueError(f"{where}: expected `path num_frames label`, got {line!r}")
-            names = (match["path"],)
-            if clip := re.search(r"(?:^|[/\\])([\w-]{11})(_\d{6}_\d{6})(?:\.\w+)?$", names[0]):
-                names += (clip[1] + clip[2], clip[1])
-            rows.append(Row(names, int(match["label"]), _told(split, path), where))
+            clip = CLIP.search(match["path"])
+            names = (match["path"], *((clip[1] + clip[2], clip[1]) if clip else ()))
+            rows.append(Row(names, int(match["label"]), _parse_split(split, path, where), where))
     return rows
 
 
@@ -150,18 +155,21 @@ def read_folders(
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions must be three numbers >= 0 that sum to 1, got {fractions}")
     rows, paths = [], [Path(path) for path in list_videos(videos)]
-    told = all(path.parts[0].lower() in SPLITS for path in paths)
+    has_splits = all(path.parts[0].lower() in SPLITS for path in paths)
     for path in paths:
         where = str(Path(videos, path))
-        if len(path.parts) < 2 + told:
-            layout = "<split>/<class>/<video>" if told else "<class>/<video>"
+        if len(path.parts) < 2 + has_splits:
+            layout = "<split>/<class>/<video>" if has_splits else "<class>/<video>"
             raise ValueError(f"{where}: expected {layout} below {videos}")
-        digest = hashlib.sha1(f"{seed}/{path.as_posix()}".encode()).digest()
-        at = int.from_bytes(digest[:8]) / 2**64  # uniform in [0, 1)
-        split = "train" if at < fractions[0] else "val" if at < sum(fractions[:2]) else "test"
-        split = SPLITS[path.parts[0].lower()] if told else split
-        rows.append(Row((str(path),), path.parts[told], split, where))
+        hashed = _hash_split(f"{seed}/{path.as_posix()}", fractions)
+        split = SPLITS[path.parts[0].lower()] if has_splits else hashed
+        rows.append(Row((str(path),), path.parts[has_splits], split, where))
     return rows
+
+
+def _hash_split(text: str, fractions: Sequence[float]) -> str:
+    u = int.from_bytes(hashlib.sha1(text.encode()).digest()[:8]) / 2**64  # uniform in [0, 1)
+    return "train" if u < fractions[0] else "val" if u < sum(fractions[:2]) else "test"
 
 
 def read_classes(path: str | Path) -> list[str]:
@@ -171,12 +179,12 @@ def read_classes(path: str | Path) -> list[str]:
         ValueError: a class twice, or indices other than 0 to N - 1.
     """
     if Path(path).suffix.lower() == ".json":
-        indices = {name: int(index) for name, index in _json(path, dict).items()}
+        indices = {name: int(index) for name, index in _load_json(path, dict).items()}
         if sorted(indices.values()) != list(range(len(indices))):
             raise ValueError(f"{path}: indices must be 0 to {len(indices) - 1}, each once")
-        return sorted(indices, key=indices.get)
-    names = {}
-    for where, line in _lines(path):
+        return sorted(indices, key=indices.__getitem__)
+    names: dict[str, str] = {}  # -> where
+    for where, line in _text_lines(path):
         name = line.strip('"')
         if name in names:
             raise ValueError(f"{where}: class {name!r} is in {names[name]} already")
@@ -184,28 +192,24 @@ def read_classes(path: str | Path) -> list[str]:
     return list(names)
 
 
-def _file_and_split(text: str) -> tuple[Path, str | None]:
-    """`SPLIT=FILE`, or a file whose name tells its split, or one that does not (None)."""
+def _file_and_split(text: str) -> tuple[Path, str]:
+    """`SPLIT=FILE`, or a file whose name tells its split, or one that does not ("")."""
     word, _, rest = text.partition("=")
     if rest and word.lower() in SPLITS:
         return Path(rest), SPLITS[word.lower()]
     found = set(re.findall("train|val|test", Path(text).name.lower()))
-    return Path(text), found.pop() if len(found) == 1 else None
+    return Path(text), found.pop() if len(found) == 1 else ""
 
 
-def _told(split: str | None, path: Path) -> str:
-    if split is None:
+def _parse_split(word: str, path: Path, where: str) -> str:
+    if not word:
         raise ValueError(f"{path}: its name tells no split; give it as SPLIT=FILE, train={path}")
-    return split
-
-
-def _split(word: str, where: str) -> str:
     if word.lower() not in SPLITS:
         raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, got {word!r}")
     return SPLITS[word.lower()]
 
 
-def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
+def _text_lines(path: str | Path) -> Iterator[tuple[str, str]]:
     """Where, and each line that is not blank."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -216,7 +220,7 @@ def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
             yield f"{path}, line {i}", line.strip()
 
 
-def _json(path: str | Path, kind: type) -> list | dict:
+def _load_json(path: str | Path, kind: type[T]) -> T:
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:

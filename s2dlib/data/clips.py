@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from s2dlib.config import DataConfig
 from s2dlib.data.readers import read_frames
+
+Frames = TypeVar("Frames", Tensor, np.ndarray)
 
 
 def choose_frames(
@@ -22,59 +26,65 @@ def choose_frames(
     """One clip of at most n_frames frames, frame_stride apart, of a video of n_total frames.
 
     Args:
-        n_total: frames in the video.
         config: n_frames (T), frame_stride (tau) and min_frames.
         generator: draws the start (training); None: the clip is centred (testing).
 
     Returns:
-        Frame indices, ascending; fewer than n_frames where the video is short.
+        Frame indices, ascending.
     """
-    indices = _span(n_total, config.n_frames, config.frame_stride, generator)
-    if len(indices) < config.min_frames:
+    stride = config.frame_stride
+    n = min(config.n_frames, -(-n_total // stride))
+    if n < config.min_frames:
         raise ValueError(
-            f"{n_total} frames give {len(indices)} at stride {config.frame_stride}, "
-            f"but min_frames is {config.min_frames}"
+            f"{n_total} frames give {n} at stride {stride}, but min_frames is {config.min_frames}"
         )
-    return list(indices)
+    n_starts = n_total - (n - 1) * stride  # frames at which the clip can start
+    start = (n_starts - 1) // 2 if generator is None else _randint(n_starts, generator)
+    return list(range(start, start + n * stride, stride))
 
 
-def _span(n_total: int, n_frames: int, stride: int, generator: Generator | None) -> range:
-    n = min(n_frames, -(-n_total // stride))
-    slack = n_total - (n - 1) * stride  # places where the clip can start
-    start = (slack - 1) // 2 if generator is None else _draw(slack, generator)
-    return range(start, start + n * stride, stride)
-
-
-def _draw(n: int, generator: Generator) -> int:
+def _randint(n: int, generator: Generator) -> int:
     """One of 0..n-1."""
     return int(torch.randint(n, (), generator=generator))
 
 
-def windows(
-    height: int, width: int, config: DataConfig, n_crops: int, generator: Generator | None
-) -> list[tuple[int, int, int, bool]]:
-    """Which squares of the frames a clip is cut from (Sec. 4.1).
+class Crop(NamedTuple):
+    """A square of the frames, in pixels of the frames at short_side."""
+
+    side: int
+    top: int
+    left: int
+    flip: bool = False  # mirrored, after cropping
+
+    def cut(self, frames: Frames) -> Frames:
+        """The square, not mirrored: a view. (..., H, W) -> (..., side, side)"""
+        rows = slice(self.top, self.top + self.side)
+        return frames[..., rows, self.left : self.left + self.side]
+
+
+def choose_crops(
+    height: int, width: int, config: DataConfig, n_crops: int, generator: Generator | None = None
+) -> list[Crop]:
+    """The squares of the frames that a clip is cut from (Sec. 4.1).
 
     Args:
         height, width: of the frames at short_side, pixels.
         n_crops: in testing 1, the centre, or 3 along the longer side.
         generator: draws one of random scale, place and flip (training); None: testing.
-
-    Returns:
-        For each its side, top, left (pixels), and whether it is mirrored.
     """
     if generator is not None:
-        scale = config.scales[_draw(len(config.scales), generator)]
+        scale = config.scales[_randint(len(config.scales), generator)]
         side = max(1, round(scale * config.short_side))
-        y, x = _draw(height - side + 1, generator), _draw(width - side + 1, generator)
-        return [(side, y, x, config.flip and _draw(2, generator) == 1)]
-    side = config.crop
-    y, x = height - side, width - side  # the last places
+        top = _randint(height - side + 1, generator)
+        left = _randint(width - side + 1, generator)
+        return [Crop(side, top, left, config.flip and _randint(2, generator) == 1)]
+    bottom, right = height - config.crop, width - config.crop  # the last top and left
+    centre = Crop(config.crop, bottom // 2, right // 2)
     if n_crops == 1:
-        return [(side, y // 2, x // 2, False)]
+        return [centre]
     if height > width:
-        return [(side, at, x // 2, False) for at in (0, y // 2, y)]
-    return [(side, y // 2, at, False) for at in (0, x // 2, x)]
+        return [centre._replace(top=top) for top in (0, centre.top, bottom)]
+    return [centre._replace(left=left) for left in (0, centre.left, right)]
 
 
 def load_clip(
@@ -86,7 +96,6 @@ def load_clip(
     """The centred clip of a video, ready for a model.
 
     Args:
-        path: the video file.
         n_frames: frames at most; None: the whole video.
         frame_stride: tau, every how many frames one is taken.
         short_side: pixels of the shorter side after resizing; None: as stored.
@@ -97,19 +106,18 @@ def load_clip(
     if frame_stride < 1 or (n_frames is not None and n_frames < 1):
         raise ValueError(f"n_frames and frame_stride must be >= 1, got {n_frames}, {frame_stride}")
 
-    def wanted(n_total: int) -> range:
-        return _span(n_total, n_frames or n_total, frame_stride, None)
+    def choose(n_total: int) -> list[int]:
+        n = n_frames or n_total
+        return choose_frames(n_total, DataConfig(csv="", n_frames=n, frame_stride=frame_stride))
 
-    return read_frames(path, wanted, short_side).transpose(0, 1)
+    return read_frames(path, choose, short_side).transpose(0, 1)
 
 
 def load_views(path: str | Path, config: DataConfig) -> Tensor:
     """The clip of a video as testing takes it: centred, and its crops (Sec. 4.1).
 
     Args:
-        path: a video file, or a folder of frames.
-        config: of the model that is to see it (model.data). A video shorter than min_frames is
-            taken as it is.
+        config: of the model that is to see it (model.data), but for min_frames.
 
     Returns:
         Raw frames I of each of the test_crops views, uint8. (V, C, T, H, W)
@@ -121,6 +129,6 @@ def load_views(path: str | Path, config: DataConfig) -> Tensor:
     frames = read_frames(path, lambda n: choose_frames(n, config), config.short_side)
     if config.gray:
         frames = rgb_to_grayscale(frames)
-    where = windows(*frames.shape[-2:], config, config.test_crops, None)
-    views = [frames[:, :, y : y + side, x : x + side] for side, y, x, _ in where]  # (T, C, H, W)
-    return torch.stack(views).transpose(1, 2).contiguous()
+    H, W = frames.shape[-2:]
+    views = [crop.cut(frames) for crop in choose_crops(H, W, config, config.test_crops)]
+    return torch.stack(views).transpose(1, 2).contiguous()  # from (V, T, C, crop, crop)

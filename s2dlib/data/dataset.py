@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -17,13 +18,39 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
 from s2dlib.config import DataConfig
-from s2dlib.data.clips import choose_frames, windows
+from s2dlib.data.clips import Crop, choose_crops, choose_frames
 from s2dlib.data.decoding import ClipError
-from s2dlib.data.readers import read_frames
+from s2dlib.data.files import atomic_path
+from s2dlib.data.readers import Wanted, read_frames
 from s2dlib.data.table import class_names, read_csv
 
-TRIES = 5  # clips tried for one place of a training batch
-TRUTH = ("t", "duration", "size", "y", "x")  # columns of a synthetic CSV: where the detail is
+MAX_TRIES = 5  # clips tried for one place of a training batch
+
+
+class Truth(NamedTuple):
+    """Where the detail of a synthetic video is: columns of its CSV, in its frames and pixels."""
+
+    t: float  # its middle
+    duration: float
+    size: float
+    y: float  # centre
+    x: float
+    side: float  # height and width of the video
+
+
+TRUTH = Truth._fields[:5]
+
+
+class Item(TypedDict, total=False):
+    """A clip, or V = n_crops of one video; of a video that cannot be read only failed."""
+
+    frames: Tensor  # uint8 (C, T, H, W), or (V, C, T, H, W) with several crops
+    label: int
+    index: int  # its row in the table
+    # Where known, the detail's t, duration (raw frames), size, y, x (raw pixels) in this clip;
+    # frame and pixel r span r to r + 1. float32 (5,), or (V, 5)
+    truth: Tensor
+    failed: dict[str, str]  # path -> cause of what was tried and cannot be read
 
 
 class VideoDataset(Dataset):
@@ -39,16 +66,12 @@ class VideoDataset(Dataset):
         table = table[table["split"] == split].head(config.n_clips or len(table))
         self.table = table.reset_index(drop=True)
         self._paths, self._labels = self.table["path"].tolist(), self.table["label"].tolist()
-        self._truth = None  # of each video as written, with its own side. (n, 6)
+        self._truth: list[Truth] | None = None  # of each video as written
         if set(TRUTH) <= set(table.columns):
-            self._truth = self.table[[*TRUTH, "side"]].to_numpy(float)
+            self._truth = [Truth(*row) for row in self.table[[*Truth._fields]].to_numpy(float)]
         self.failed: dict[str, str] = {}  # path -> cause, of the last load_batches
         self._logged: set[str] = set()
-        self._epoch = torch.zeros(
-            (), dtype=torch.int64
-        ).share_memory_()  # persistent workers see it
-        if config.cache is not None:
-            os.makedirs(config.cache, exist_ok=True)
+        self._epoch = torch.tensor(0).share_memory_()  # persistent workers see it
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other clips, crops and flips, the same ones whenever this epoch comes back."""
@@ -67,65 +90,65 @@ class VideoDataset(Dataset):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        """A clip: frames uint8 (C, T, H, W), label, and index, its row in the table.
-
-        Where the CSV tells it (synthetic videos), also truth: t, duration (raw frames), size, y, x
-        (raw pixels) of the clip's detail; frame and pixel r span r to r + 1. float32 (5,)
-
-        With several crops, V = n_crops, frames are (V, C, T, H, W) and truth is (V, 5).
-        """
+    def __getitem__(self, index: int) -> Item:
+        """A clip (see Item); ClipError where it cannot be read."""
         index = range(len(self))[index]  # IndexError, and -1 is the last
         generator = None
         if self.train:
             seeds = np.random.SeedSequence((self.seed, int(self._epoch), index))
             generator = Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-        frames, start = self._frames(self._paths[index], generator)  # (T, C, H, W)
-        where = windows(*frames.shape[-2:], self.config, self.n_crops, generator)
-        item = {"frames": [self._crop(frames, *window) for window in where]}  # (C, T, H, W) each
+        frames, start = self._read_clip(self._paths[index], generator)  # (T, C, H, W)
+        H, W = frames.shape[-2:]
+        crops = choose_crops(H, W, self.config, self.n_crops, generator)
+        clips = [self._crop(frames, crop) for crop in crops]  # (C, T, crop, crop) each
+        item: Item = {"frames": _stack(clips), "label": self._labels[index], "index": index}
         if self._truth is not None:
-            item["truth"] = [self._seen(index, start, *window) for window in where]
-        item = {k: torch.stack(v) if self.n_crops > 1 else v[0] for k, v in item.items()}
-        return item | {"label": self._labels[index], "index": index}
+            truth = self._truth[index]
+            item["truth"] = _stack([self._truth_in_crop(truth, start, crop) for crop in crops])
+        return item
 
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor | int | dict]]:
+    def __getitems__(self, indices: list[int]) -> list[Item]:
         """The clips of a batch, as a DataLoader asks for them; unlike one clip, never a ClipError.
 
-        In testing an item whose video cannot be read has no frames, only failed, {path: cause}. In
-        training another clip of the split takes its place, drawn from (seed, epoch, index).
+        In training another clip of the split, drawn from (seed, epoch, index), takes the place of
+        one that cannot be read.
         """
-        return [self._readable(index) for index in indices]
+        return [self._get_or_replace(index) for index in indices]
 
-    def _readable(self, index: int) -> dict[str, Tensor | int | dict]:
-        failed, draw = {}, np.random.default_rng((self.seed, int(self._epoch), index))
-        for _ in range(TRIES if self.train else 1):
+    def _get_or_replace(self, index: int) -> Item:
+        failed: dict[str, str] = {}
+        rng = np.random.default_rng((self.seed, int(self._epoch), index))
+        for _ in range(MAX_TRIES if self.train else 1):
             try:
-                return self[index] | {"failed": failed}
+                return {**self[index], "failed": failed}
             except ClipError as error:
                 failed[error.path] = error.cause
-                index = int(draw.integers(len(self)))
+                index = int(rng.integers(len(self)))
         if self.train:
             causes = "; ".join(f"{path}: {cause}" for path, cause in failed.items())
-            raise RuntimeError(f"{TRIES} clips drawn in turn cannot be read: {causes}")
+            raise RuntimeError(f"{MAX_TRIES} clips drawn in turn cannot be read: {causes}")
         return {"failed": failed}
 
-    def _seen(self, index: int, start: int, side: int, y: int, x: int, flip: bool) -> Tensor:
+    def _truth_in_crop(self, truth: Truth, start: int, crop: Crop) -> Tensor:
         """The truth of a video in the frames and pixels of a clip cut out of it. (5,)"""
-        t, duration, size, at_y, at_x, written = self._truth[index]
-        stride, crop = self.config.frame_stride, self.config.crop
-        to_frame, to_crop = self.config.short_side / written, crop / side
-        at_y, at_x = (((v + 0.5) * to_frame - low) * to_crop for v, low in ((at_y, y), (at_x, x)))
-        seen = ((t - start) / stride + 0.5, duration / stride, size * to_frame * to_crop)
-        return torch.tensor([*seen, at_y, crop - at_x if flip else at_x], dtype=torch.float32)
+        stride = self.config.frame_stride
+        scale = self.config.short_side / truth.side  # frames at short_side / video as written
+        zoom = self.config.crop / crop.side
+        t = (truth.t - start) / stride + 0.5
+        y = (truth.y + 0.5) * scale - crop.top
+        x = (truth.x + 0.5) * scale - crop.left
+        x = crop.side - x if crop.flip else x
+        size, y, x = truth.size * scale * zoom, y * zoom, x * zoom
+        return torch.tensor([t, truth.duration / stride, size, y, x], dtype=torch.float32)
 
-    def _frames(self, path: str, generator: Generator | None) -> tuple[np.ndarray, int]:
+    def _read_clip(self, path: str, generator: Generator | None) -> tuple[np.ndarray, int]:
         """The frames of one clip at short_side, uncropped, and the first one's number in the video.
 
         Returns (T, C, H, W), int.
         """
         indices: list[int] = []
 
-        def wanted(n_total: int) -> list[int]:
+        def choose(n_total: int) -> list[int]:
             try:
                 indices[:] = choose_frames(n_total, self.config, generator)
             except ValueError as error:
@@ -133,41 +156,37 @@ class VideoDataset(Dataset):
             return indices
 
         if self.config.cache is None:
-            frames = self._decode(path, wanted)
-        else:
-            video = self._cached(path)  # (T_all, C, H, W)
-            wanted(len(video))
-            frames = video[indices[0] : indices[-1] + 1 : self.config.frame_stride]  # a view
-        return frames, indices[0]
+            return self._read_video(path, choose), indices[0]
+        video = self._read_cached(path, self.config.cache)  # (T_all, C, H, W)
+        choose(len(video))
+        return video[indices[0] : indices[-1] + 1 : self.config.frame_stride], indices[0]  # a view
 
-    def _decode(self, path: str, wanted: Callable[[int], list[int]] | None = None) -> np.ndarray:
+    def _read_video(self, path: str, wanted: Wanted = None) -> np.ndarray:
         frames = read_frames(path, wanted, self.config.short_side)  # (T, 3, H, W)
         return (rgb_to_grayscale(frames) if self.config.gray else frames).numpy()
 
-    def _cached(self, path: str) -> np.ndarray:
+    def _read_cached(self, path: str, cache: str) -> np.ndarray:
         """All frames of a video at short_side, kept in the cache. (T_all, C, H, W)"""
         try:
             stat = os.stat(path)
         except FileNotFoundError:
             raise ClipError(path, "no such file") from None
         key = (path, stat.st_mtime_ns, stat.st_size, self.config.short_side, self.config.gray)
-        file = os.path.join(
-            self.config.cache, hashlib.sha1(repr(key).encode()).hexdigest() + ".npy"
-        )
-        try:
-            return np.lib.format.open_memmap(file, mode="r")
-        except FileNotFoundError:
-            temporary = f"{file}.{os.getpid()}.tmp"  # a worker beside this one may write it too
-            with open(temporary, "wb") as out:
-                np.save(out, self._decode(path))
-            os.replace(temporary, file)
-            return np.lib.format.open_memmap(file, mode="r")
+        file = Path(cache, f"{hashlib.sha1(repr(key).encode()).hexdigest()}.npy")
+        if not file.exists():
+            with atomic_path(file) as partial:  # a worker beside this one may write it too
+                np.save(partial, self._read_video(path))
+        return np.lib.format.open_memmap(file, mode="r")
 
-    def _crop(self, frames: np.ndarray, side: int, y: int, x: int, flip: bool) -> Tensor:
+    def _crop(self, frames: np.ndarray, crop: Crop) -> Tensor:
         """A square of the frames at crop pixels a side. (T, C, H, W) -> (C, T, crop, crop)"""
-        square = frames[:, :, y : y + side, x : x + side]  # (T, C, side, side)
-        clip = torch.from_numpy(np.array(square))
-        if side != self.config.crop:  # channels last halves the time
+        clip = torch.from_numpy(np.array(crop.cut(frames)))  # (T, C, side, side)
+        if crop.side != self.config.crop:  # channels last halves the time
             clip = clip.contiguous(memory_format=torch.channels_last)
             clip = resize(clip, [self.config.crop] * 2, antialias=True)
-        return (clip.flip(-1) if flip else clip).transpose(0, 1).contiguous()
+        return (clip.flip(-1) if crop.flip else clip).transpose(0, 1).contiguous()
+
+
+def _stack(values: list[Tensor]) -> Tensor:
+    """One value a crop; without an axis of crops where there is only one."""
+    return values[0] if len(values) == 1 else torch.stack(values)

@@ -8,6 +8,7 @@ pandas take 5 s.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import re
@@ -17,15 +18,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import decord
 import numpy as np
 
 BUFFER = 1 << 21  # bytes of frames handed over at a time; one half is filled, the other one read
-FRAMES = (".jpg", ".jpeg", ".png")  # of a folder of frames
 
 
 class ClipError(RuntimeError):
@@ -39,70 +40,65 @@ class ClipError(RuntimeError):
         return f"{self.path}: {self.cause}"
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A video that is open: its frames by ascending index, each (H, W, 3) uint8."""
+class _Source(NamedTuple):
+    """A video that is open."""
 
     n_frames: int
     fps: float
-    frames: Callable[[Sequence[int]], Iterator[np.ndarray]]
+    frames: Callable[[Sequence[int]], Iterator[np.ndarray]]  # by ascending index. (H, W, 3) uint8
 
 
 def _serve(connection: Connection, memory: int, parent: int) -> None:
     """Answer requests until the caller goes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     connection.send(True)
-    source = None
+    source: _Source | None = None
     with suppress(EOFError, BrokenPipeError):
         while True:
             verb, argument = connection.recv()
             try:
-                if verb == "frames":
-                    _hand_over(source, argument, connection, memory)
+                if verb == "frames" and source is not None:
+                    _send_frames(source, argument, connection, memory)
                 elif verb != "next":  # that was said before it was known that decoding fails
                     source = _open(argument)
-                    shape = _count(source) if verb == "probe" else (0, 0)
-                    connection.send((source.n_frames, source.fps, *shape))
+                    H = W = 0
+                    if verb == "probe":  # decode all frames, one in memory at a time
+                        for frame in source.frames(range(source.n_frames)):
+                            H, W, _ = frame.shape
+                    connection.send((source.n_frames, source.fps, H, W))
             except ClipError as error:
                 connection.send(error.cause)
             except (MemoryError, ValueError, RuntimeError) as error:
-                connection.send(f"cannot be read ({type(error).__name__}: {_reason(error)})")
+                connection.send(f"cannot be read ({type(error).__name__}: {_first_line(error)})")
 
 
-def _end_with(parent: int) -> None:
+def _exit_with(parent: int) -> None:
     """End this process when its parent is gone, even while a file hangs in the decoder."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(0)
 
 
-def _hand_over(source: _Source, order: list[int], connection: Connection, memory: int) -> None:
+def _send_frames(source: _Source, order: list[int], connection: Connection, memory: int) -> None:
     """Write frames to the two halves of the memory in turn, and say so when one is full."""
-    view, n, k = None, 0, 0  # n frames in half k % 2
-    for i, frame in zip(order, source.frames(order), strict=True):
-        if view is None:
-            m = max(1, min(len(order), BUFFER // frame.nbytes))  # frames in a half
-            if 2 * m * frame.nbytes > os.fstat(memory).st_size:
-                os.truncate(memory, 2 * m * frame.nbytes)
-            view = mmap.mmap(memory, os.fstat(memory).st_size)
-            view = np.frombuffer(view, np.uint8, 2 * m * frame.nbytes).reshape(2, m, *frame.shape)
+    halves: np.ndarray = np.empty(0)  # (2, m, H, W, 3)
+    m = 1  # frames in a half
+    for number, frame in enumerate(source.frames(order)):
+        if number == 0:
+            m = max(1, min(len(order), BUFFER // frame.nbytes))
+            size = 2 * m * frame.nbytes
+            if size > os.fstat(memory).st_size:
+                os.truncate(memory, size)
+            buffer = mmap.mmap(memory, os.fstat(memory).st_size)
+            halves = np.frombuffer(buffer, np.uint8, size).reshape(2, m, *frame.shape)
+        k, n = divmod(number, m)  # the n-th frame in half k % 2
         if n == 0 and k >= 2:
             connection.recv()  # the caller is done with this half
-        view[k % 2, n] = frame
-        n += 1
-        if n == m or i == order[-1]:
+        halves[k % 2, n] = frame
+        if n + 1 == m or number + 1 == len(order):
             waits = k + 2 < -(-len(order) // m)
-            connection.send((k % 2 * m * frame.nbytes, (n, *frame.shape), waits))
-            n, k = 0, k + 1
-
-
-def _count(source: _Source) -> tuple[int, int]:
-    """Decode all frames, one in memory at a time. Returns (H, W)."""
-    height = width = 0
-    for frame in source.frames(range(source.n_frames)):
-        height, width = frame.shape[:2]
-    return height, width
+            connection.send((k % 2 * m * frame.nbytes, (n + 1, *frame.shape), waits))
 
 
 CAUSES = {  # what decord says when it opens a bad file, and what that means
@@ -130,25 +126,27 @@ def _open(path: str) -> _Source:
     try:  # fault_tol: an error instead of a silent copy of the frame before
         reader = decord.VideoReader(path, num_threads=1, fault_tol=1e-9)
     except Exception as error:  # decord raises RuntimeError, AssertionError and its own
-        reason = _reason(error)
+        reason = _first_line(error)
         causes = [cause for sign, cause in CAUSES.items() if sign in reason]
         raise ClipError(path, f"{(causes or ['cannot be opened'])[0]} ({reason})") from error
     if len(reader) == 0:
         raise ClipError(path, "holds no frames")
-    return _Source(len(reader), reader.get_avg_fps(), lambda order: _forward(reader, path, order))
+    return _Source(len(reader), reader.get_avg_fps(), partial(_decode_forward, reader, path))
 
 
-def _forward(reader: decord.VideoReader, path: str, order: Sequence[int]) -> Iterator[np.ndarray]:
+def _decode_forward(
+    reader: decord.VideoReader, path: str, order: Sequence[int]
+) -> Iterator[np.ndarray]:
     """Frames by ascending index, all up to the last decoded. Each (H, W, 3) uint8."""
-    keep = frozenset(order)
+    wanted = frozenset(order)
     for i in range(order[-1] + 1):
         try:
             frame = reader.next()
-            frame = frame.asnumpy() if i in keep else None
+            frame = frame.asnumpy() if i in wanted else None
         except (Exception, StopIteration) as error:
             cause = f"decoding stops at frame {i} of the {len(reader)} that the file claims"
             advice = "cut off, damaged, an edit list or MPEG-TS; encode it again"
-            raise ClipError(path, f"{cause}: {advice} ({_reason(error)})") from error
+            raise ClipError(path, f"{cause}: {advice} ({_first_line(error)})") from error
         if frame is None:
             continue
         height, width, channels = frame.shape
@@ -161,10 +159,8 @@ def _open_folder(path: str) -> _Source:
     """A folder of numbered frames, from 0 or 1 upwards without a gap."""
     names: dict[int, str] = {}
     for name in sorted(os.listdir(path)):
-        stem, suffix = os.path.splitext(name)
-        digits = re.search(r"\d+$", stem)
-        if suffix.lower() in FRAMES and digits:
-            if (number := int(digits[0])) in names:
+        if digits := re.search(r"(\d+)\.(jpg|jpeg|png)$", name, re.IGNORECASE):
+            if (number := int(digits[1])) in names:
                 raise ClipError(path, f"two frames {number}: {names[number]} and {name}")
             names[number] = name
     if not names:
@@ -174,10 +170,10 @@ def _open_folder(path: str) -> _Source:
         if number not in names:
             raise ClipError(path, f"frame {number} is missing (the last is {max(names)})")
     files = [os.path.join(path, names[number]) for number in sorted(names)]
-    return _Source(len(files), float("nan"), lambda order: _images(path, files, order))
+    return _Source(len(files), math.nan, partial(_open_images, path, files))
 
 
-def _images(path: str, files: list[str], order: Sequence[int]) -> Iterator[np.ndarray]:
+def _open_images(path: str, files: list[str], order: Sequence[int]) -> Iterator[np.ndarray]:
     """Images by index. Each (H, W, 3) uint8."""
     from PIL import Image
 
@@ -188,7 +184,7 @@ def _images(path: str, files: list[str], order: Sequence[int]) -> Iterator[np.nd
             with Image.open(files[i]) as image:
                 frame = np.asarray(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError) as error:
-            raise ClipError(path, f"{name} cannot be read ({_reason(error)})") from error
+            raise ClipError(path, f"{name} cannot be read ({_first_line(error)})") from error
         size = size or image.size
         if image.size != size:
             width, height = image.size
@@ -196,15 +192,15 @@ def _images(path: str, files: list[str], order: Sequence[int]) -> Iterator[np.nd
         yield frame
 
 
-def _reason(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """What decord says, without its clock and its source lines."""
     text = re.sub(r"\[[\d:]+\] |\S+\.cc:\d+: ", "", str(error)).strip()
     return text.split("\n", 1)[0] or type(error).__name__
 
 
 def _main() -> None:
-    connection, memory, parent = map(int, sys.argv[1:])
-    _serve(Connection(connection), memory, parent)
+    descriptor, memory, parent = map(int, sys.argv[1:])
+    _serve(Connection(descriptor), memory, parent)
 
 
 if __name__ == "__main__":

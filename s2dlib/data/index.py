@@ -7,7 +7,6 @@ index and is no error.
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections import Counter
@@ -16,6 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+
+from s2dlib.data.files import write_atomic
+from s2dlib.data.table import read_lines
 
 SUFFIXES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv".split()
 VIDEOS, IMAGES = {f".{suffix}" for suffix in SUFFIXES}, {".jpg", ".jpeg", ".png"}
@@ -37,24 +39,26 @@ def list_videos(folder: str | Path) -> list[str]:
     Returns:
         Their paths from there, sorted. One listing a folder; links are followed, each once.
     """
-    videos, todo, linked = [], [""], set()
+    videos: list[str] = []
+    linked: set[str] = set()  # what links point to
+    todo = [""]
     while todo:
-        below, inner = todo.pop(), []
-        n_before, frames = len(videos), False
+        below, n_before = todo.pop(), len(videos)
+        inner: list[str] = []
+        suffixes: set[str] = set()
         with os.scandir(os.path.join(folder, below)) as entries:
             for entry in entries:
-                suffix = os.path.splitext(entry.name)[1].lower()
+                path, suffix = os.path.join(below, entry.name), os.path.splitext(entry.name)[1]
                 if entry.name.startswith("."):
                     continue
+                suffixes.add(suffix.lower())
                 if entry.is_dir():
-                    real = os.path.realpath(entry.path) if entry.is_symlink() else ""
-                    if real not in linked:
-                        inner.append(os.path.join(below, entry.name))
-                    linked.update(filter(None, [real]))
-                elif suffix in VIDEOS:
-                    videos.append(os.path.join(below, entry.name))
-                frames |= suffix in IMAGES
-        if below and frames and not inner and len(videos) == n_before:
+                    target = os.path.realpath(entry.path) if entry.is_symlink() else ""
+                    inner += [path] * (target not in linked)
+                    linked |= {target} - {""}
+                elif suffix.lower() in VIDEOS:
+                    videos.append(path)
+        if below and suffixes & IMAGES and not inner and len(videos) == n_before:
             videos.append(below)
         todo += inner
     return sorted(videos)
@@ -72,65 +76,67 @@ def make_index(
 
     Returns:
         COLUMNS, a row a video that has a label, path relative to the folder and missing where the
-        video is; and what there is to tell, a sentence each.
+        video is; and notes, a sentence each.
 
     Raises:
-        ValueError: a class or index that is not among the classes, a video with two labels or
-            splits, nothing found at all.
+        ValueError: an unknown class, a video with two labels or splits, nothing found at all.
     """
-    videos, notes = list_videos(folder), []
-    by_end, several = _by_end(videos), []
+    videos = list_videos(folder)
+    by_end = _paths_by_end(videos)
     unlabelled = Counter(row.where.rsplit(", ", 1)[0] for row in rows if row.label == "")
-    notes += [f"{n} rows of {file} tell no label: left out" for file, n in unlabelled.items()]
+    notes = [f"{n} rows of {file} tell no label: left out" for file, n in unlabelled.items()]
     rows = [row for row in rows if row.label != ""]
-    labels, classes = _number(rows, classes)
-    first, table = {}, []
+    labels, classes = _number_labels(rows, classes)
+    table, ambiguous = [], []
+    first: dict[str, Row] = {}  # by path, or by name where the video is missing
     for row, label in zip(rows, labels, strict=True):
         found = next(filter(None, (_find(name, by_end) for name in row.names)), [])
-        several += [row.names[0]] * (len(found) > 1)
-        other = first.setdefault((*found, row.names[0])[0], row)
+        path, name = found[0] if found else None, row.names[0]
+        ambiguous += [name] * (len(found) > 1)
+        other = first.setdefault(path or name, row)
         if other is row:
-            name = classes[label] if classes else None
-            table.append((found[0] if found else None, label, name, row.split, row.names[0]))
+            table.append((path, label, classes[label] if classes else None, row.split, name))
         elif (other.label, other.split) != (row.label, row.split):
             raise ValueError(
-                f"{row.where}: {row.names[0]} is {row.label!r} in {row.split}, but {other.label!r} "
+                f"{row.where}: {name} is {row.label!r} in {row.split}, but {other.label!r} "
                 f"in {other.split} by {other.where}; one of the two must go"
             )
     if not any(path for path, *_ in table):
-        asked = ", ".join(name for row in rows[:2] for name in row.names) or "no row with a label"
-        there = ", ".join(videos[:3]) or "no video file, nor a folder of frames"
-        raise ValueError(f"{folder}: nothing found; expected names like {asked}; there: {there}")
+        names = ", ".join(
+            [name for row in rows[:2] for name in row.names] or ["no row with a label"]
+        )
+        there = ", ".join(videos[:3] or ["no video file, nor a folder of frames"])
+        raise ValueError(f"{folder}: nothing found; expected names like {names}; there: {there}")
     if len(table) < len(rows):
         notes.append(f"{len(rows) - len(table)} rows repeat another one: dropped")
-    if several:
-        notes.append(f"{len(several)} rows fit several files, as {several[0]}: the first is taken")
-    table = pd.DataFrame(table, columns=COLUMNS, dtype=object)
-    return table if classes else table.drop(columns="label_name"), notes
+    if n := len(ambiguous):
+        notes.append(f"{n} rows fit several files, as {ambiguous[0]}: the first is taken")
+    index = pd.DataFrame(table, columns=COLUMNS, dtype=object)
+    return index if classes else index.drop(columns="label_name"), notes
 
 
-def _parts(path: str) -> tuple[str, ...]:
+def _path_parts(path: str) -> tuple[str, ...]:
     """A path's folders in plain letters, and its last name without the suffix of a video.
 
     Folders of a class are written in many ways: spaces or underscores, with or without brackets.
     """
     *folders, last = [part for part in re.split(r"[/\\]", path) if part not in ("", ".")] or [""]
     stem, suffix = os.path.splitext(last)
-    return (*map(_plain, folders), stem if suffix.lower() in VIDEOS else last)
+    return (*map(_normalise, folders), stem if suffix.lower() in VIDEOS else last)
 
 
-def _plain(text: str) -> str:
+def _normalise(text: str) -> str:
     return "".join(filter(str.isalnum, text.lower()))
 
 
 Ends = dict[str | tuple[str, ...], list[str]]
 
 
-def _by_end(videos: Sequence[str]) -> Ends:
-    """Every path, and every end of one in _parts -> the paths that are or end so."""
+def _paths_by_end(videos: Sequence[str]) -> Ends:
+    """Every path, and every end of one in _path_parts -> the paths that are or end so."""
     by_end: Ends = {path: [path] for path in videos}
     for path in videos:
-        parts = _parts(path)
+        parts = _path_parts(path)
         for i in range(len(parts)):
             by_end.setdefault(parts[i:], []).append(path)
     return by_end
@@ -138,35 +144,38 @@ def _by_end(videos: Sequence[str]) -> Ends:
 
 def _find(name: str, by_end: Ends) -> list[str]:
     """The videos that a name fits: the shorter of the two is the end of the other."""
-    parts = _parts(name)
+    parts = _path_parts(name)
     if exact := by_end.get(name) or by_end.get(parts):
         return exact
     ends = (parts[i:] for i in range(1, len(parts)))
-    whole = ([path for path in by_end.get(end, ()) if _parts(path) == end] for end in ends)
+    whole = ([path for path in by_end.get(end, ()) if _path_parts(path) == end] for end in ends)
     return next(filter(None, whole), [])
 
 
-def _number(
+def _number_labels(
     rows: Sequence[Row], classes: Sequence[str] | None
 ) -> tuple[list[int], Sequence[str] | None]:
     """The index of each row's class, and the classes' names where they have any."""
     if classes is None and all(isinstance(row.label, str) for row in rows):
-        classes = sorted({row.label for row in rows})
-    order = {_plain(name): i for i, name in enumerate(classes or ())}
-    order |= {name: i for i, name in enumerate(classes or ())}
-    n, labels = len(classes or ()), []
-    for row in rows:
-        if isinstance(row.label, int):
-            if row.label < 0 or (classes and row.label >= n):
-                allowed = f"0 to {n - 1}" if classes else ">= 0"
-                raise ValueError(f"{row.where}: label must be {allowed}, got {row.label}")
-            labels.append(row.label)
-        else:
-            label = order.get(row.label, order.get(_plain(row.label)))
+        classes = sorted({str(row.label) for row in rows})
+    names = list(enumerate(classes or ()))
+    n, indices = (
+        len(names),
+        {_normalise(name): i for i, name in names} | {name: i for i, name in names},
+    )
+
+    def number(row: Row) -> int:
+        if isinstance(row.label, str):
+            label = indices.get(row.label, indices.get(_normalise(row.label)))
             if label is None:
                 raise ValueError(f"{row.where}: {row.label!r} is none of the {n} classes")
-            labels.append(label)
-    return labels, classes
+            return label
+        if row.label < 0 or (classes and row.label >= n):
+            allowed = f"0 to {n - 1}" if classes else ">= 0"
+            raise ValueError(f"{row.where}: label must be {allowed}, got {row.label}")
+        return row.label
+
+    return [number(row) for row in rows], classes
 
 
 def write_index(
@@ -181,16 +190,15 @@ def write_index(
     """
     out, folder = Path(os.path.abspath(out)), Path(os.path.abspath(folder))
     found, missing = table[table["path"].notna()], table[table["path"].isna()]
-    n_before = sum(1 for _ in read_fields(out, ",")) - 1 if out.exists() else 0
+    n_before = sum(1 for _ in read_lines(out)) - 1 if out.exists() else 0
     if n_before > len(found) and not replace:
-        raise ValueError(
-            f"{out}: names {n_before} videos, this would leave {len(found)}; --replace"
-        )
-    paths = [folder / path for path in found["path"]]
-    below = folder.is_relative_to(out.parent)
-    found = found.assign(path=[path.relative_to(out.parent) if below else path for path in paths])
-    _write(missing.drop(columns="path"), missing_of(out))
-    return _write(found.drop(columns="name"), out)
+        text = f"{out}: names {n_before} videos, this would leave {len(found)}; --replace"
+        raise ValueError(text)
+    if folder.is_relative_to(out.parent):
+        folder = folder.relative_to(out.parent)
+    found = found.assign(path=[folder / path for path in found["path"]])
+    write_atomic(missing_of(out), missing.drop(columns="path").to_csv(index=False))
+    return write_atomic(out, found.drop(columns="name").to_csv(index=False))
 
 
 def missing_of(index: str | Path) -> Path:
@@ -212,32 +220,18 @@ def write_checked(index: str | Path, bad: Iterable[str]) -> Path:
     Returns:
         The index to go on with: the one given, where no video of it is bad.
     """
-    bad, (header, *rows) = set(bad), [fields for _, fields in read_fields(Path(index), ",")]
-    at = [name.strip() for name in header].index("path")
+    bad, (header, *rows) = set(bad), [fields for _, fields in read_lines(index)]
+    column = [name.strip() for name in header].index("path")
     folder = os.path.abspath(os.path.dirname(index))
-    paths = [os.path.normpath(os.path.join(folder, row[at])) for row in rows]
-    kept = [row for row, path in zip(rows, paths, strict=True) if path not in bad]
+    kept = [row for row in rows if os.path.normpath(os.path.join(folder, row[column])) not in bad]
     if not kept:
         raise ValueError(f"{index}: none of its {len(rows)} videos is usable")
     if len(kept) == len(rows):
         return Path(index)
-    stem = Path(index).stem.removesuffix(".checked")
-    return _write(pd.DataFrame(kept, columns=header), Path(index).with_name(f"{stem}.checked.csv"))
+    checked = Path(index).with_name(f"{Path(index).stem.removesuffix('.checked')}.checked.csv")
+    return write_atomic(checked, pd.DataFrame(kept, columns=header).to_csv(index=False))
 
 
 def read_fields(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
     """Where, and the fields of each line that is not blank."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a BOM
-            lines = csv.reader(file, delimiter=delimiter)
-            yield from ((f"{path}, line {lines.line_num}", fields) for fields in lines if fields)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-
-
-def _write(table: pd.DataFrame, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
-    table.to_csv(partial, index=False)
-    os.replace(partial, path)
-    return path
+    return ((f"{path}, line {n}", fields) for n, fields in read_lines(path, delimiter))

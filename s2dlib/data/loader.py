@@ -8,53 +8,60 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Iterator, Sequence
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from s2dlib.data.dataset import VideoDataset
+from s2dlib.data.dataset import Item, VideoDataset
 
 log = logging.getLogger(__name__)
 MAX_FAILED = 0.1  # of a split: with more unreadable clips it is not the data set one thinks it is
 
 
-def collate(items: list[dict[str, Tensor | int | dict]]) -> dict[str, Tensor | dict]:
-    """One batch of clips of different length, padded with zeros in time.
+class Batch(TypedDict, total=False):
+    """B clips, padded with zeros in time; truth only where the clips have one.
 
-    Each of the V crops of a video is a clip of its own, B in all: those of a video stand together,
-    and index counts them (its row in the table times V, and on).
+    Each of the V crops of a video is a clip of its own: those of a video stand together, and index
+    counts them (its row in the table times V, and on).
+    """
+
+    frames: Tensor  # uint8 (B, C, T_max, H, W)
+    n_frames: Tensor  # int64 (B,)
+    label: Tensor  # int64 (B,)
+    index: Tensor  # int64 (B,)
+    truth: Tensor  # float32 (B, 5)
+    failed: dict[str, str]  # of collate only: path -> cause of what cannot be read
+
+
+def collate(items: list[Item]) -> Batch:
+    """One batch of clips of different length, without those that cannot be read.
 
     Returns:
-        frames uint8 (B, C, T_max, H, W); n_frames, label, index int64 (B,); truth float32 (B, 5),
-        where the clips have one; failed, {path: cause} of what could not be read, which is left out
-        of the rest: nothing else is there when no clip is left.
+        A Batch with failed, and with nothing else where no clip is left.
     """
     failed = {path: why for item in items for path, why in item.get("failed", {}).items()}
     items = [item for item in items if "frames" in item]
     if not items:
         return {"failed": failed}
-    items = [clip for item in items for clip in _clips(item)]
-    clips = [item["frames"] for item in items]
-    n_frames = torch.tensor([clip.shape[1] for clip in clips])  # (B,)
-    C, _, H, W = clips[0].shape
-    frames = clips[0].new_zeros((len(clips), C, int(n_frames.max()), H, W))
-    for row, clip in zip(frames, clips, strict=True):
-        row[:, : clip.shape[1]] = clip
-    batch = {"frames": frames, "n_frames": n_frames, "failed": failed}
-    batch |= {name: torch.tensor([item[name] for item in items]) for name in ("label", "index")}
+    clips = [x if (x := item["frames"]).ndim == 5 else x[None] for item in items]
+    V, C, _, H, W = clips[0].shape
+    n_frames = torch.tensor([x.shape[2] for x in clips])
+    frames = clips[0].new_zeros((len(clips), V, C, int(n_frames.max()), H, W))
+    for row, x in zip(frames, clips, strict=True):
+        row[:, :, : x.shape[2]] = x
+    index = torch.tensor([item["index"] for item in items])
+    batch: Batch = {
+        "frames": frames.flatten(0, 1),
+        "n_frames": n_frames.repeat_interleave(V),
+        "label": torch.tensor([item["label"] for item in items]).repeat_interleave(V),
+        "index": (index[:, None] * V + torch.arange(V)).flatten(),
+        "failed": failed,
+    }
     if "truth" in items[0]:
-        batch["truth"] = torch.stack([item["truth"] for item in items])
+        batch["truth"] = torch.stack([item["truth"] for item in items]).view(-1, 5)
     return batch
-
-
-def _clips(item: dict[str, Tensor | int]) -> list[dict[str, Tensor | int]]:
-    """An item of one clip for each crop of a video."""
-    if item["frames"].ndim == 4:
-        return [item]
-    V, own = len(item["frames"]), item.keys() & {"frames", "truth"}
-    number = item["index"] * V
-    return [item | {"index": number + v} | {k: item[k][v] for k in own} for v in range(V)]
 
 
 def return_memory(worker: int = 0) -> None:
@@ -73,7 +80,7 @@ def load_batches(
     workers: int = 0,
     steps: Sequence[Sequence[int]] | None = None,
     device: str | torch.device = "cpu",
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[Batch]:
     """Batches of the clips that can be read; dataset.failed tells which cannot, and why.
 
     The loader starts at once, not with the first batch: it draws a random number.
@@ -86,20 +93,22 @@ def load_batches(
         device: where the batches are to lie; a GPU gets them ahead of need (on_device).
 
     Raises:
-        RuntimeError: more than MAX_FAILED of the clips cannot be read, or TRIES of them in turn.
+        RuntimeError: more than MAX_FAILED of the clips cannot be read, or MAX_TRIES in turn.
     """
-    videos = max(1, batch_size // dataset.n_crops)
-    how = {"batch_sampler": steps} if steps is not None else {"batch_size": videos}
-    how |= {"num_workers": workers, "worker_init_fn": return_memory}
-    how |= {"pin_memory": torch.device(device).type == "cuda"}
     dataset.failed = {}
-    batches = _readable(dataset, iter(DataLoader(dataset, collate_fn=collate, **how)))
-    return on_device(batches, device)
+    loader = DataLoader(
+        dataset,
+        batch_size=max(1, batch_size // dataset.n_crops) if steps is None else 1,
+        batch_sampler=cast("Sequence[list[int]] | None", steps),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.device(device).type == "cuda",
+        worker_init_fn=return_memory,
+    )
+    return on_device(_drop_failed(dataset, iter(loader)), device)
 
 
-def on_device(
-    batches: Iterator[dict[str, Tensor]], device: str | torch.device
-) -> Iterator[dict[str, Tensor]]:
+def on_device(batches: Iterator[Batch], device: str | torch.device) -> Iterator[Batch]:
     """Batches whose tensors lie on a device; on a GPU the next one is copied while one is used.
 
     Args:
@@ -107,50 +116,55 @@ def on_device(
     """
     if (device := torch.device(device)).type != "cuda":
         for batch in batches:
-            yield {name: value.to(device) for name, value in batch.items()}
+            yield _copy(batch, device)
         return
     stream, before = torch.cuda.Stream(device), None
     for batch in batches:
         with torch.cuda.stream(stream):
-            copies = {name: v.to(device, non_blocking=True) for name, v in batch.items()}
+            copies = _copy(batch, device, non_blocking=True)
         after = (copies, stream.record_event())
         if before is not None:
-            yield _arrived(*before)
+            yield _wait_for_copy(*before)
         before = after
     if before is not None:
-        yield _arrived(*before)
+        yield _wait_for_copy(*before)
 
 
-def _arrived(batch: dict[str, Tensor], copied: torch.cuda.Event) -> dict[str, Tensor]:
+def _copy(batch: Batch, device: torch.device, non_blocking: bool = False) -> Batch:
+    tensors = cast("dict[str, Tensor]", batch)
+    copies = {name: x.to(device, non_blocking=non_blocking) for name, x in tensors.items()}
+    return cast("Batch", copies)
+
+
+def _wait_for_copy(batch: Batch, copied: torch.cuda.Event) -> Batch:
     """A batch for the current stream, which waits for its copy; the CPU does not."""
     stream = torch.cuda.current_stream(batch["frames"].device)
     stream.wait_event(copied)
-    for value in batch.values():
+    for value in cast("dict[str, Tensor]", batch).values():
         value.record_stream(stream)  # or its memory might be given away before it is read
     return batch
 
 
-def _readable(
-    dataset: VideoDataset, batches: Iterator[dict[str, Tensor | dict]]
-) -> Iterator[dict[str, Tensor]]:
+def _drop_failed(dataset: VideoDataset, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Batches that hold a clip; what cannot be read is logged and counted."""
     for batch in batches:
         if failed := batch.pop("failed"):
-            _tell(dataset, failed)
+            _log_failed(dataset, failed)
         if batch:
             yield batch
 
 
-def _tell(dataset: VideoDataset, failed: dict[str, str]) -> None:
-    """Log what could not be read, each video once, and stop where it is too much."""
+def _log_failed(dataset: VideoDataset, failed: dict[str, str]) -> None:
+    """Log what cannot be read, each video once; an error where it is more than MAX_FAILED."""
     dataset.failed |= failed
     for path in failed.keys() - dataset._logged:
         done = "another clip takes its place" if dataset.train else "left out"
         log.warning("%s: %s; %s", path, failed[path], done)
         dataset._logged.add(path)
-    n, some = len(dataset.failed), list(dataset.failed.items())[:5]
+    n = len(dataset.failed)
     if n > MAX_FAILED * len(dataset):
+        causes = "; ".join(f"{path}: {why}" for path, why in list(dataset.failed.items())[:5])
         raise RuntimeError(
             f"{n} of {len(dataset)} clips cannot be read so far, more than {MAX_FAILED:.0%}: "
-            + "; ".join(f"{path}: {cause}" for path, cause in some)
-            + "; notebook 00_data checks every file"
+            f"{causes}; notebook 00_data checks every file"
         )

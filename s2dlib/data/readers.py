@@ -16,10 +16,9 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -31,12 +30,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Which frames: by index, or a function from the frame count to indices; None: all.
+Wanted: TypeAlias = Sequence[int] | Callable[[int], Sequence[int]] | None
 TIMEOUT = 60.0  # seconds granted to a file
-FILES = 500  # that a child reads before a new one takes over: what decord leaks stays bounded
+MAX_FILES = 500  # that a child reads before a new one takes over: what decord leaks stays bounded
 
 
-@dataclass(frozen=True)
-class VideoInfo:
+class VideoInfo(NamedTuple):
     """What a video holds: frames that decode, frames a second (nan: not known), pixels."""
 
     n_frames: int
@@ -46,10 +46,7 @@ class VideoInfo:
 
 
 def read_frames(
-    path: str | Path,
-    wanted: Sequence[int] | Callable[[int], Sequence[int]] | None = None,
-    short_side: int | None = None,
-    timeout: float = TIMEOUT,
+    path: str | Path, wanted: Wanted = None, short_side: int | None = None, timeout: float = TIMEOUT
 ) -> Tensor:
     """Frames of a video, decoded forward up to the last wanted one, turned as players turn them.
 
@@ -73,22 +70,21 @@ def read_frames(
     n_total = reader.ask("open", str(path), timeout).n_frames
     indices = wanted(n_total) if callable(wanted) else wanted
     indices = list(range(n_total)) if indices is None else [int(i) for i in indices]
-    if len(indices) == 0 or min(indices) < 0:
+    if not indices or min(indices) < 0:
         raise ValueError(f"{path}: wanted must be frame indices >= 0, at least one, got {indices}")
     if max(indices) >= n_total:
         raise ClipError(path, f"has {n_total} frames, but frame {max(indices)} was asked for")
-    order, out, n = sorted(set(indices)), None, 0
-    for some in reader.frames(order):  # (m, H, W, 3)
-        frames = torch.from_numpy(some).permute(0, 3, 1, 2)
+    order, n = sorted(set(indices)), 0
+    out = torch.empty(0)
+    for chunk in reader.frames(order):  # (m, H, W, 3)
+        frames = torch.from_numpy(chunk).permute(0, 3, 1, 2)
         frames = resize(frames, [short_side], antialias=True) if short_side else frames
-        if out is None:
+        if n == 0:  # channels last
             out = torch.empty((len(order), *frames.shape[-2:], 3), dtype=torch.uint8)
             out = out.permute(0, 3, 1, 2)  # (n, 3, H, W)
         out[n : n + len(frames)] = frames
         n += len(frames)
-    if order == indices:
-        return out
-    return out[[order.index(i) for i in indices]]
+    return out if order == indices else out[[order.index(i) for i in indices]]
 
 
 def probe(path: str | Path, timeout: float = TIMEOUT) -> VideoInfo:
@@ -102,7 +98,6 @@ def check_videos(
     """Probe every file: what is wrong with it, a hang or a crash too, is a row, no exception.
 
     Args:
-        paths: the videos.
         timeout: seconds granted to one file.
         processes: children at a time; None: one a core.
 
@@ -112,31 +107,33 @@ def check_videos(
     import pandas as pd
 
     def row(path: str) -> dict[str, Any]:
+        info, cause = VideoInfo(0, 0.0, 0, 0), ""
         try:
-            return {"path": path, "ok": True, **asdict(probe(path, timeout)), "cause": ""}
+            info = probe(path, timeout)
         except ClipError as error:
-            nothing = asdict(VideoInfo(0, 0.0, 0, 0))
-            return {"path": path, "ok": False, **nothing, "cause": error.cause}
+            cause = error.cause
+        return {"path": path, "ok": not cause, **info._asdict(), "cause": cause}
 
     pool = ThreadPoolExecutor(processes or os.cpu_count() or 1)
     try:
         rows = list(pool.map(row, [str(path) for path in paths]))
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C ends the threads too, and they their children
-    return pd.DataFrame(rows, columns=["path", "ok", *VideoInfo.__annotations__, "cause"])
+    return pd.DataFrame(rows, columns=["path", "ok", *VideoInfo._fields, "cause"])
 
 
 CHILD = [sys.executable, "-P", decoding.__file__]  # as a script: the package would import torch
-_own = threading.local()  # .reader, this thread's
+_local = threading.local()  # .reader, this thread's
 
 
 def _reader() -> _Reader:
-    """This thread's reader; a new one after a fork, after a failure, and every FILES files."""
-    reader = getattr(_own, "reader", None)
-    if reader is None or reader.pid != os.getpid() or not reader.idle or reader.n_files >= FILES:
-        if reader is not None:
-            reader.close()
-        _own.reader = reader = _Reader()
+    """This thread's reader; a new one after a fork, after a failure, and every MAX_FILES files."""
+    reader = getattr(_local, "reader", None)
+    if reader is not None:
+        if reader.idle and reader.pid == os.getpid() and reader.n_files < MAX_FILES:
+            return reader
+        reader.close()
+    _local.reader = reader = _Reader()
     return reader
 
 
@@ -145,44 +142,46 @@ class _Reader:
 
     def __init__(self) -> None:
         # Both are without a name, so that they go when the last process that holds them goes.
-        self.memory = _memory()
+        self.memory = _shared_memory()
         self.map = mmap.mmap(self.memory, os.fstat(self.memory).st_size)
-        self.connection, there = Pipe()
-        fds, self.pid = (there.fileno(), self.memory), os.getpid()
-        quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        arguments = [*CHILD, *map(str, (*fds, self.pid))]
-        self.child = subprocess.Popen(arguments, pass_fds=fds, **quiet)
-        there.close()
+        self.connection, child_end = Pipe()
+        fds, self.pid = (child_end.fileno(), self.memory), os.getpid()
+        arguments, null = [*CHILD, *map(str, (*fds, self.pid))], subprocess.DEVNULL
+        self.child = subprocess.Popen(arguments, pass_fds=fds, stdin=null, stdout=null, stderr=null)
+        child_end.close()
         self.close = weakref.finalize(
-            self, _end, self.child, self.connection, self.memory, self.pid
+            self, _close, self.child, self.connection, self.memory, self.pid
         )
-        self.path, self.timeout, self.n_files, self.idle = " ".join(arguments), 120.0, 0, True
-        self.deadline = time.monotonic() + self.timeout
+        self.n_files = 0
+        self._set_deadline(" ".join(arguments), timeout=120.0)
         try:
-            self._answer()
+            self._request()
         except ClipError as error:
             raise RuntimeError(f"the reader of videos does not start: {error}") from error
 
     def ask(self, verb: str, path: str, timeout: float) -> VideoInfo:
         """What the child finds out by "open" (its count may be too high) or by "probe"."""
-        self.path, self.timeout, self.deadline = path, timeout, time.monotonic() + timeout
+        self._set_deadline(path, timeout)
         self.n_files += 1
-        return VideoInfo(*self._answer((verb, path)))
+        return VideoInfo(*self._request((verb, path)))
 
     def frames(self, order: list[int]) -> Iterator[np.ndarray]:
         """The frames of the open file by ascending index, some at a time. (m, H, W, 3), a view"""
-        n, message = 0, ("frames", order)
+        n = 0
+        request: tuple[str, object] | None = ("frames", order)
         while n < len(order):
-            start, shape, waits = self._answer(message)
+            start, shape, waits = self._request(request)
             self.idle = n + shape[0] == len(order)
             if start + np.prod(shape) > len(self.map):  # large frames have made it grow
                 self.map = mmap.mmap(self.memory, os.fstat(self.memory).st_size)
-            some = np.frombuffer(self.map, np.uint8, np.prod(shape), start).reshape(shape)
-            yield some
-            n, message = n + shape[0], ("next", None) if waits else None
+            yield np.frombuffer(self.map, np.uint8, np.prod(shape), start).reshape(shape)
+            n, request = n + shape[0], ("next", None) if waits else None
 
-    def _answer(self, message: tuple | None = None) -> Any:  # noqa: ANN401
-        """What the child says next, perhaps to a message; ClipError when it fails, dies or hangs.
+    def _set_deadline(self, path: str, timeout: float) -> None:
+        self.path, self.timeout, self.deadline = path, timeout, time.monotonic() + timeout
+
+    def _request(self, message: tuple[str, object] | None = None) -> Any:  # noqa: ANN401
+        """The child's answer, perhaps to a message; ClipError when it fails, dies or hangs.
 
         While the reader is not idle, it is in an unknown state and will not be used again.
         """
@@ -197,15 +196,15 @@ class _Reader:
             with suppress(subprocess.TimeoutExpired):
                 self.child.wait(timeout=5)
             code = self.child.returncode
-            how = f"signal {-code}" if code and code < 0 else f"exit status {code}"
-            raise ClipError(self.path, f"the reader died ({how})") from error
+            reason = f"signal {-code}" if code and code < 0 else f"exit status {code}"
+            raise ClipError(self.path, f"the reader died ({reason})") from error
         self.idle = True
         if isinstance(answer, str):
             raise ClipError(self.path, answer)
         return answer
 
 
-def _memory() -> int:
+def _shared_memory() -> int:
     """A file descriptor of memory that two processes can share."""
     if hasattr(os, "memfd_create"):  # Linux; unlike /dev/shm not limited to 64 MB in a container
         memory = os.memfd_create("frames")
@@ -216,7 +215,7 @@ def _memory() -> int:
     return memory
 
 
-def _end(child: subprocess.Popen, connection: Connection, memory: int, pid: int) -> None:
+def _close(child: subprocess.Popen, connection: Connection, memory: int, pid: int) -> None:
     """Close a reader; end its child unless it is another process's, inherited by a fork."""
     connection.close()
     os.close(memory)

@@ -12,19 +12,20 @@ truth (when, where, how large) stands beside each clip in the CSV.
 from __future__ import annotations
 
 import argparse
-import csv
-import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from s2dlib.data.files import write_video
+from s2dlib.data.files import write_atomic, write_video
 
 KINDS = ("bar", "pole", "ring")
 # The actions of either actor: kind before, kind after. So there are 4 groups of 2 and 4 of 3.
 ACTIONS = {"tall": ((0, 1), (1, 0)), "wide": ((0, 0), (1, 1), (2, 2))}
+RADII = {"tall": (12.0, 6.5), "wide": (6.5, 12.0)}  # of an actor along y, x; of 72 pixels
 STRIPES = {"upright": 0, "rising": 45, "across": 90, "falling": 135}  # degrees
 CLUE_ACTOR = "wide"  # whose first two actions are exchanged where there is a dark strip
 STRIP = (8, 13, 44)  # its near and far edge, from the frame's side, and its length; of 72 pixels
@@ -59,25 +60,17 @@ _CLOSEUPS = replace(
     _MAIN, border=25, travel=8, size=(13, 20), duration=(11, 21), time_border=17, clue=0
 )
 _LARGE = Scene(
-    side=256,
-    n_frames=104,
-    channels=3,
-    border=24.0,
-    travel=80.0,
-    size=(9.0, 28.0),
-    duration=(6.0, 26.0),
-    time_border=8.0,
-)
+    side=256, n_frames=104, channels=3, border=24, travel=80, size=(9, 28), duration=(6, 26),
+    time_border=8,
+)  # fmt: skip
 _LARGE_CLOSEUPS = replace(
     _LARGE, border=90, travel=28, size=(18, 36), duration=(12, 36), time_border=34, clue=0
 )
+_SMALL = {"main": _MAIN, "closeups": _CLOSEUPS}
 DATASETS = {
-    "synthetic": {"main": _MAIN, "closeups": _CLOSEUPS},
+    "synthetic": _SMALL,
     # Harder: two more glyphs in each clip, away from the actor.
-    "synthetic-distractors": {
-        "main": replace(_MAIN, n_distractors=2),
-        "closeups": replace(_CLOSEUPS, n_distractors=2),
-    },
+    "synthetic-distractors": {k: replace(v, n_distractors=2) for k, v in _SMALL.items()},
     "synthetic-large": {"main": _LARGE, "closeups": _LARGE_CLOSEUPS},
 }
 SPLITS = {  # split of the CSV -> scene, clips, seed
@@ -131,15 +124,18 @@ class Event:
         cls, kinds: tuple[int, int], border: float, scene: Scene, rng: np.random.Generator
     ) -> Event:
         """One of the scene's range, its middle `border` frames from both ends or more."""
-        return cls(
-            kinds,
-            rng.uniform(border, scene.n_frames - border),
-            np.exp(rng.uniform(*np.log(scene.duration))),
-            np.exp(rng.uniform(*np.log(scene.size))),
-        )
+        middle = rng.uniform(border, scene.n_frames - border)
+        duration, size = (np.exp(rng.uniform(*np.log(v))) for v in (scene.duration, scene.size))
+        return cls(kinds, middle, duration, size)
 
 
-def paint(frame: np.ndarray, centre: np.ndarray, radius: int, value, coverage) -> None:  # noqa: ANN001
+def paint(
+    frame: np.ndarray,
+    centre: np.ndarray,
+    radius: int,
+    value: float | np.ndarray,
+    coverage: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> None:
     """Blend a value or colour into the patch around a centre, in place.
 
     frame: (H, W, C); centre: (y, x); `coverage(dy, dx)` gives (h, w).
@@ -172,36 +168,20 @@ def render(
         first, second, *_ = ACTIONS[actor]
         pair = {first: second, second: first}.get(pair, pair)
 
-    # Camera shake, ground, light.
     margin = round(6 * unit)  # of ground beyond the frame
     shake = np.cumsum(rng.normal(0, 0.4 * unit * (52 / N) ** 0.5, (N, 2)), axis=0)
     shake = np.clip(shake - shake.mean(axis=0), -margin, margin).round().astype(int)  # (T, 2)
-    angle = np.deg2rad(STRIPES[stripes] + rng.uniform(-8, 8))
-    rows, columns = np.mgrid[0 : side + 2 * margin, 0 : side + 2 * margin] / unit
-    phase = (np.sin(angle) * rows + np.cos(angle) * columns) * 2 * np.pi / rng.uniform(14, 22)
-    ground = rng.uniform(65, 120) + rng.uniform(6, 14) * np.cos(phase + rng.uniform(0, 2 * np.pi))
-    ground = ground[..., None] * tint(scene, rng)  # (H, W, C)
-    lamp = rng.uniform(0.8, 1.15)
-
-    # The actor's path: a line with a slow wave. The detail lies on it.
-    t = np.linspace(0, 1, N)[:, None]
-    inside = (scene.border, side - scene.border)
-    start = rng.uniform(*inside, 2)
-    end = np.clip(start + rng.uniform(-scene.travel, scene.travel, 2), *inside)
-    wave = np.sin(2 * np.pi * (t * rng.uniform(1, 2) + rng.random(2)))
-    path = start + (end - start) * t - shake + 2 * unit * wave  # (T, 2)
+    ground = striped_ground(STRIPES[stripes], side + 2 * margin, scene, rng)  # (H, W, C)
+    light = rng.uniform(0.8, 1.15)
+    path = actor_path(shake, scene, rng)  # (T, 2); the detail lies on it
     event = Event.random(pair, scene.time_border, scene, rng)
-    radii = unit * np.array([12.0, 6.5] if actor == "tall" else [6.5, 12.0])
-    radii *= rng.uniform(0.9, 1.15)
+    radii = unit * np.array(RADII[actor]) * rng.uniform(0.9, 1.15)  # (2,)
     body, colour = rng.uniform(30, 55), tint(scene, rng)
     since = np.arange(N) - event.middle
     brighter = 90 * np.exp(-((since / max(5.5 * N / 52, event.duration / 2)) ** 2))  # (T,)
     strip = strip_away_from(path, scene, rng) if clue else None
-    distractors = [
-        (Event.random(tuple(rng.integers(len(KINDS), size=2)), 0, scene, rng),
-         far_from(path + shake, scene, rng))
-        for _ in range(scene.n_distractors)
-    ]  # fmt: skip
+    n = scene.n_distractors
+    distractors = [random_distractor(path + shake, scene, rng) for _ in range(n)]
 
     frames = np.empty((N, side, side, scene.channels), np.float32)
     for i, frame in enumerate(frames):
@@ -216,12 +196,30 @@ def render(
         for other, at in distractors:
             other.draw(frame, i, at - shake[i])
         event.draw(frame, i, path[i])
-    frames *= np.float32(lamp)
+    frames *= np.float32(light)
     frames += rng.standard_normal(frames.shape, dtype=np.float32) * np.float32(scene.noise)
     y, x = path[int(event.middle)]
     truth = {"t": event.middle, "duration": event.duration, "size": event.size, "y": y, "x": x}
-    truth["clue"] = float(clue)
-    return frames.clip(0, 255).astype(np.uint8), truth
+    return frames.clip(0, 255).astype(np.uint8), truth | {"clue": float(clue)}
+
+
+def striped_ground(degrees: float, side: int, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Soft stripes, nearly in a direction. (side, side, C)"""
+    angle = np.deg2rad(degrees + rng.uniform(-8, 8))
+    rows, columns = np.mgrid[0:side, 0:side] / scene.scale
+    phase = (np.sin(angle) * rows + np.cos(angle) * columns) * 2 * np.pi / rng.uniform(14, 22)
+    ground = rng.uniform(65, 120) + rng.uniform(6, 14) * np.cos(phase + rng.uniform(0, 2 * np.pi))
+    return ground[..., None] * tint(scene, rng)
+
+
+def actor_path(shake: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """A line with a slow wave, as the shaken camera (T, 2) sees it: y, x by frame. (T, 2)"""
+    t = np.linspace(0, 1, scene.n_frames)[:, None]
+    inside = (scene.border, scene.side - scene.border)
+    start = rng.uniform(*inside, 2)
+    end = np.clip(start + rng.uniform(-scene.travel, scene.travel, 2), *inside)
+    wave = np.sin(2 * np.pi * (t * rng.uniform(1, 2) + rng.random(2)))
+    return start + (end - start) * t - shake + 2 * scene.scale * wave
 
 
 def tint(scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -245,12 +243,15 @@ def strip_away_from(
     return sides[int(np.argmax(room))]
 
 
-def far_from(path: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """A place for what is not the detail: of 30, the farthest from the path. (T, 2) -> (2,)"""
+def random_distractor(
+    path: np.ndarray, scene: Scene, rng: np.random.Generator
+) -> tuple[Event, np.ndarray]:
+    """A glyph that is not the detail, and its place: of 30, the farthest from the path (T, 2)."""
+    event = Event.random(tuple(rng.integers(len(KINDS), size=2)), 0, scene, rng)
     border = 11 * scene.scale
     places = rng.uniform(border, scene.side - border, (30, 2))
     distance = np.abs(path[None] - places[:, None]).max(axis=2).min(axis=1)  # (30,)
-    return places[distance.argmax()]
+    return event, places[distance.argmax()]
 
 
 def write_clip(job: tuple[Path, int, Scene, int]) -> dict[str, float]:
@@ -276,7 +277,6 @@ def write_dataset(out: Path, dataset: str = "synthetic", share: float = 1.0) -> 
     names, rows, jobs = class_names(), [], []
     for split, (scene, n, seed) in SPLITS.items():
         n = max(len(names), round(n * share))
-        (out / split).mkdir(parents=True, exist_ok=True)
         labels = np.random.default_rng(seed).permutation(np.arange(n) % len(names))
         for i, label in enumerate(labels.tolist()):
             path = Path(split) / f"{i:05d}.mp4"
@@ -284,15 +284,11 @@ def write_dataset(out: Path, dataset: str = "synthetic", share: float = 1.0) -> 
             jobs.append((out / path, label, DATASETS[dataset][scene], seed * 1_000_000 + i))
     with ProcessPoolExecutor() as pool:
         truths = list(pool.map(write_clip, jobs, chunksize=32))
-    target = out / f"{out.name}.csv"
-    partial = target.with_suffix(".part")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *truths[0]])
-        writer.writeheader()
-        for row, truth in zip(rows, truths, strict=True):
-            writer.writerow(row | {name: f"{value:.6g}" for name, value in truth.items()})
-    os.replace(partial, target)
-    return target
+    for row, truth in zip(rows, truths, strict=True):
+        row |= {name: f"{value:.6g}" for name, value in truth.items()}
+    return write_atomic(
+        out / f"{out.name}.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\r\n")
+    )
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv as csv_format
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+REQUIRED = ("path", "label", "split")
 
 
 def read_csv(csv: str | Path) -> pd.DataFrame:
@@ -25,25 +28,20 @@ def read_csv(csv: str | Path) -> pd.DataFrame:
             f"{os.path.abspath(csv)}: no such file; a data set is a CSV path,label,split, which "
             "python -m s2dlib.data.annotations makes of what its owner ships; see data/README.md"
         )
-    try:
-        with open(csv, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a BOM
-            reader = csv_format.DictReader(file, skipinitialspace=True)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            rows = dict((reader.line_num, row) for row in reader)  # by its last line
-    except (UnicodeDecodeError, csv_format.Error) as error:
-        raise ValueError(f"{csv}: not a CSV file in UTF-8 ({error})") from error
-    if missing := [name for name in ("path", "label", "split") if name not in columns]:
+    (_, header), *rows = [*read_lines(csv)] or [(0, [])]
+    columns = [name.strip() for name in header]
+    if missing := [name for name in REQUIRED if name not in columns]:
         raise ValueError(f"{csv}: no column {', '.join(missing)}; the columns are {columns}")
     if not rows:
         raise ValueError(f"{csv}: no rows below the header")
-    for line, row in rows.items():
-        if None in row or None in row.values():
-            n_fields = len(columns) + len(row.get(None, ())) - list(row.values()).count(None)
-            raise ValueError(f"{csv}, row {line}: {n_fields} fields, expected {len(columns)}")
-        if empty := [name for name in ("path", "label", "split") if not row[name].strip()]:
+    records = {}
+    for line, fields in rows:
+        if len(fields) != len(columns):
+            raise ValueError(f"{csv}, row {line}: {len(fields)} fields, expected {len(columns)}")
+        records[line] = record = dict(zip(columns, fields, strict=True))
+        if empty := [name for name in REQUIRED if not record[name].strip()]:
             raise ValueError(f"{csv}, row {line}: {empty[0]} is empty")
-    table = pd.DataFrame(list(rows.values()), index=list(rows), dtype=object)
+    table = pd.DataFrame(list(records.values()), index=list(records), dtype=object)
     table[["label", "split"]] = table[["label", "split"]].map(str.strip)
     folder = os.path.abspath(os.path.dirname(csv))
     table["path"] = [os.path.normpath(os.path.join(folder, path)) for path in table["path"]]
@@ -53,6 +51,16 @@ def read_csv(csv: str | Path) -> pd.DataFrame:
         raise ValueError(f"{csv}, row {line}: {table['path'][line]} is in row {first} already")
     _number_labels(table, csv)
     return table.reset_index(drop=True)
+
+
+def read_lines(path: str | Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """The number and the fields of each line of a CSV that is not blank."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a BOM
+            lines = csv_format.reader(file, delimiter=delimiter, skipinitialspace=True)
+            yield from ((lines.line_num, fields) for fields in lines if fields)
+    except (UnicodeDecodeError, csv_format.Error) as error:
+        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
 
 
 def _number_labels(table: pd.DataFrame, csv: str | Path) -> None:
@@ -71,16 +79,17 @@ def _number_labels(table: pd.DataFrame, csv: str | Path) -> None:
         line = table["label"].idxmin()
         raise ValueError(f"{csv}, row {line}: label must be >= 0, got {table['label'][line]}")
     table["class_name"] = table["label"].astype(str)
-    if "label_name" in table:
-        table["class_name"] = table["label_name"].str.strip()
-        for a, b in (("label", "class_name"), ("class_name", "label")):
-            expected = table.groupby(a)[b].transform("first")
-            if (other := expected != table[b]).any():
-                line = other.idxmax()
-                raise ValueError(
-                    f"{csv}, row {line}: {a} {table[a][line]} has {b} {table[b][line]}, "
-                    f"but {expected[line]} in an earlier row"
-                )
+    if "label_name" not in table:
+        return
+    table["class_name"] = table["label_name"].str.strip()
+    for a, b in (("label", "class_name"), ("class_name", "label")):
+        first = table.groupby(a)[b].transform("first")
+        if (differs := first != table[b]).any():
+            line = differs.idxmax()
+            raise ValueError(
+                f"{csv}, row {line}: {a} {table[a][line]} has {b} {table[b][line]}, "
+                f"but {first[line]} in an earlier row"
+            )
 
 
 def class_names(table: pd.DataFrame) -> list[str]:
