@@ -1,7 +1,9 @@
 """Records are complete or marked unfinished; tables show what was measured and nothing else."""
 
 import os
+import re
 import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,11 +17,13 @@ from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.loader import collate
 from s2dlib.data.synthetic import write_dataset
 from s2dlib.model import build_model
-from s2dlib.presets import PRESETS
+from s2dlib.presets import PRESETS, VARIANTS, WINDOWS
 from s2dlib.report import records
 from s2dlib.report.looking import by_thirds, metrics_of, where_it_looks
 from s2dlib.report.records import command, load_run, provenance, read_records, write_record
 from s2dlib.report.tables import (
+    CONTROLS,
+    PARTS,
     against_full_model,
     beside_paper,
     comparisons,
@@ -33,7 +37,8 @@ from s2dlib.sampler import frozen_theta
 from s2dlib.training.checkpoints import write_weights
 from s2dlib.training.evaluation import evaluate
 
-PAPER = Path(__file__).resolve().parents[1] / "results" / "paper.csv"
+ROOT = Path(__file__).resolve().parents[1]
+PAPER = ROOT / "results" / "paper.csv"
 
 
 @pytest.fixture
@@ -221,6 +226,21 @@ def test_controls_and_trials_stand_beside_the_full_model_of_their_seed(record, t
     assert table.loc["linear", ["top1", "a0_minus", "top5"]].tolist() == [70, 12, 90]
     assert table.loc["FC", ["top1", "n_seeds", "a0_minus"]].tolist() == [50, 1, 34]
     assert table.loc[["k", "never"], ["top1", "a0_minus"]].isna().all(axis=None)
+
+
+def test_every_line_of_parts_and_controls_is_a_run_of_the_graph_and_the_other_way_round(tmp_path):
+    for name in ("Snakefile", "s2dlib", "notebooks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "2"]
+    command += ["--config", "seeds=1", "other_seeds=1", "trial_seeds=1"]
+    home = dict(os.environ, HOME="/nowhere")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=home)
+    assert done.returncode == 0, done.stderr
+    planned = set(re.findall(r"runs/synthetic-(\S+)-0/metrics.json", done.stdout + done.stderr))
+    starts = {"snet", "closeups", "zoom", "authors1"}  # stages before a run that a table shows
+    shown = {*PARTS.values(), *(kind for kind in CONTROLS.values() if kind[:5] != "top1_")}
+    assert shown - {"a0"} == planned - {*VARIANTS, *WINDOWS, *starts}
+    assert "a0" in planned and planned >= {*VARIANTS, *WINDOWS, *starts}
 
 
 def test_a_line_of_the_paper_gets_our_number_only_from_a_run_of_its_preset(record, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from s2dlib.presets import SAME_RUN
+from s2dlib.presets import CEILING, CONSTANT, SAME_RUN, SWEEPS, TRIALS
 from s2dlib.report.records import _write
 
 MARKS = {  # what is on in each row of Table 2 (the paper's tick marks)
@@ -31,30 +31,17 @@ COMPARISONS = {  # what the text concludes from Table 2 (Sec. 4.3): better row, 
     ("c0", "c2"): "time added to space",
     ("c0", "c3"): "space added to time",
 }
-CONTROLS = {  # words -> a metric of the full model's runs, or a trial (Snakefile)
+CONTROLS = {  # words -> a metric of the full model's runs, or a trial
     "learned theta (a0)": "a0",
     "the mean theta of all clips": "top1_mean",
     "another clip's theta": "top1_shuffled",
     "the uniform grid": "top1_uniform",
     "the true centre, own strides": "top1_truth",
-    "trained with the best constant window": "constant",
-    "trained with the truth": "truth",
+    **{trial.words: name for name, trial in (CONSTANT | CEILING).items()},
 }
-PARTS = {  # words -> the trial that changes one thing about the full model (Snakefile)
+PARTS = {  # words -> the trial that changes one thing about the full model
     "the full model (a0)": "a0",
-    "linear filters (Sec. 3.2)": "linear",
-    "theta head of the paper, by FC layers": "fc",
-    "no gradient from theta into SNet": "detached",
-    "DNet has seen whole frames only": "nozoom",
-    "DNet starts from nothing": "noclose",
-    "the paper's words: from scratch, one stage, FC head": "paper",
-    "the release: two stages, FC head, its loss": "authors",
-    "alpha = 0.01 (0.1)": "alpha-0.01",
-    "alpha = 1 (0.1)": "alpha-1",
-    "k = 2 (5)": "k-2",
-    "k = 10 (5)": "k-10",
-    "C_m = 16 (64)": "context-16",
-    "C_m = 256 (64)": "context-256",
+    **{trial.words: name for name, trial in (TRIALS | SWEEPS).items() if trial.words},
 }
 OURS = {  # table and row of the paper -> the preset that is that row
     ("1-k400", "S2DNet X3D-S/X3D-M"): "kinetics400-x3d-s-m",
