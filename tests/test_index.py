@@ -189,7 +189,7 @@ def test_the_index_is_read_back_with_paths_relative_where_the_videos_lie_below_i
         assert class_names(read) == ["größer", 'pulling, "hard"']
         missing = read_missing(index)
         assert missing[["name", "split"]].to_numpy().tolist() == [["gone", "val"]]
-    assert missing_of(inside).name == "x.missing.csv" and not list(tmp_path.rglob("*.part"))
+    assert missing_of(inside).name == "x.missing.csv" and not list(tmp_path.rglob(".part*"))
     assert len(read_missing(tmp_path / "none.csv")) == 0
 
 

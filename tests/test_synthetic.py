@@ -193,7 +193,7 @@ def test_the_data_set_is_balanced_readable_and_resumes_without_rewriting(tmp_pat
     csv.unlink()
     assert write_dataset(tmp_path / "synthetic", share=0.001).read_text() == text
     assert first.stat().st_mtime_ns == kept and second.exists()
-    assert not list(csv.parent.rglob("*.part*"))
+    assert not list(csv.parent.rglob(".part*"))
 
 
 @pytest.mark.parametrize("change", [{}, {"short_side": 160, "crop": 150, "n_frames": 20}])

@@ -19,6 +19,7 @@ from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 from s2dlib.config import DataConfig
 from s2dlib.data.clips import choose_frames, windows
 from s2dlib.data.decoding import ClipError
+from s2dlib.data.files import atomic_path
 from s2dlib.data.readers import read_frames
 from s2dlib.data.table import class_names, read_csv
 
@@ -157,10 +158,8 @@ class VideoDataset(Dataset):
         try:
             return np.lib.format.open_memmap(file, mode="r")
         except FileNotFoundError:
-            temporary = f"{file}.{os.getpid()}.tmp"  # a worker beside this one may write it too
-            with open(temporary, "wb") as out:
-                np.save(out, self._decode(path))
-            os.replace(temporary, file)
+            with atomic_path(file) as partial:  # a worker beside this one may write it too
+                np.save(partial, self._decode(path))
             return np.lib.format.open_memmap(file, mode="r")
 
     def _crop(self, frames: np.ndarray, side: int, y: int, x: int, flip: bool) -> Tensor:

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from s2dlib.data.files import write_atomic
+
 SUFFIXES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv".split()
 VIDEOS, IMAGES = {f".{suffix}" for suffix in SUFFIXES}, {".jpg", ".jpeg", ".png"}
 COLUMNS = ["path", "label", "label_name", "split", "name"]  # of an index, and how its owner says it
@@ -189,8 +191,8 @@ def write_index(
     paths = [folder / path for path in found["path"]]
     below = folder.is_relative_to(out.parent)
     found = found.assign(path=[path.relative_to(out.parent) if below else path for path in paths])
-    _write(missing.drop(columns="path"), missing_of(out))
-    return _write(found.drop(columns="name"), out)
+    write_atomic(missing_of(out), missing.drop(columns="path").to_csv(index=False))
+    return write_atomic(out, found.drop(columns="name").to_csv(index=False))
 
 
 def missing_of(index: str | Path) -> Path:
@@ -221,8 +223,8 @@ def write_checked(index: str | Path, bad: Iterable[str]) -> Path:
         raise ValueError(f"{index}: none of its {len(rows)} videos is usable")
     if len(kept) == len(rows):
         return Path(index)
-    stem = Path(index).stem.removesuffix(".checked")
-    return _write(pd.DataFrame(kept, columns=header), Path(index).with_name(f"{stem}.checked.csv"))
+    checked = Path(index).with_name(f"{Path(index).stem.removesuffix('.checked')}.checked.csv")
+    return write_atomic(checked, pd.DataFrame(kept, columns=header).to_csv(index=False))
 
 
 def read_fields(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
@@ -233,11 +235,3 @@ def read_fields(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
             yield from ((f"{path}, line {lines.line_num}", fields) for fields in lines if fields)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-
-
-def _write(table: pd.DataFrame, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
-    table.to_csv(partial, index=False)
-    os.replace(partial, path)
-    return path

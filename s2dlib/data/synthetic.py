@@ -12,15 +12,14 @@ truth (when, where, how large) stands beside each clip in the CSV.
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from s2dlib.data.files import write_video
+from s2dlib.data.files import write_atomic, write_video
 
 KINDS = ("bar", "pole", "ring")
 # The actions of either actor: kind before, kind after. So there are 4 groups of 2 and 4 of 3.
@@ -276,7 +275,6 @@ def write_dataset(out: Path, dataset: str = "synthetic", share: float = 1.0) -> 
     names, rows, jobs = class_names(), [], []
     for split, (scene, n, seed) in SPLITS.items():
         n = max(len(names), round(n * share))
-        (out / split).mkdir(parents=True, exist_ok=True)
         labels = np.random.default_rng(seed).permutation(np.arange(n) % len(names))
         for i, label in enumerate(labels.tolist()):
             path = Path(split) / f"{i:05d}.mp4"
@@ -284,15 +282,11 @@ def write_dataset(out: Path, dataset: str = "synthetic", share: float = 1.0) -> 
             jobs.append((out / path, label, DATASETS[dataset][scene], seed * 1_000_000 + i))
     with ProcessPoolExecutor() as pool:
         truths = list(pool.map(write_clip, jobs, chunksize=32))
-    target = out / f"{out.name}.csv"
-    partial = target.with_suffix(".part")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *truths[0]])
-        writer.writeheader()
-        for row, truth in zip(rows, truths, strict=True):
-            writer.writerow(row | {name: f"{value:.6g}" for name, value in truth.items()})
-    os.replace(partial, target)
-    return target
+    for row, truth in zip(rows, truths, strict=True):
+        row |= {name: f"{value:.6g}" for name, value in truth.items()}
+    return write_atomic(
+        out / f"{out.name}.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\r\n")
+    )
 
 
 if __name__ == "__main__":
