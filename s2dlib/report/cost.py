@@ -123,7 +123,7 @@ def latency(
 
 
 @torch.no_grad()
-def side_by_side(
+def compare_latency(
     models: Mapping[str, S2DNet], size: tuple[int, int, int, int], device: str, n_runs: int
 ) -> pd.DataFrame:
     """Latency of whole models on random frames, and of the steps of the first, S2DNet.

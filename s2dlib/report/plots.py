@@ -45,7 +45,7 @@ LOOKING = {  # columns of a history on synthetic clips -> what they are
 }
 
 
-def learning_to_look(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axes]:
+def theta_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axes]:
     """Where the sampled volume lies and how closely it looks, over training.
 
     Args:
@@ -90,7 +90,7 @@ def accuracy_cost(ax: Axes, lines: pd.DataFrame, title: str) -> Axes:
     """Accuracy against cost, as printed in the paper and, where measured, as found here.
 
     Args:
-        lines: of results.beside_paper; the cost is that of all views of a video.
+        lines: of results.paper_comparison; the cost is that of all views of a video.
     """
     lines = lines.sort_values("top1")
     views = lines["views"] if "views" in lines else 1

@@ -1,8 +1,7 @@
-"""All records as tables: our rows beside the paper's."""
+"""Records as tables: our rows beside the paper's, and as CSV and Markdown."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,16 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
+from s2dlib.data.files import write_atomic
 from s2dlib.presets import CEILING, CONSTANT, SAME_RUN, SWEEPS, TRIALS
-from s2dlib.report.records import _write
+from s2dlib.report.records import write_json
 
 MARKS = {  # what is on in each row of Table 2 (the paper's tick marks)
     **{"a1": "SNet", "a2": "DNet", "a0": "SNet, DNet"},
     **{"b1": "neither", "b2": "sample", "b3": "fuse", "b0": "sample, fuse"},
     **{"c1": "neither", "c2": "space", "c3": "time", "c0": "space, time"},
 }
+NO_RUNS = pd.Series(dtype=float)
 PAPER = ["top1", "top5", "gflops"]
 COMPARISONS = {  # what the text concludes from Table 2 (Sec. 4.3): better row, other row, by what
     ("a0", "a1"): "DNet added to SNet",
@@ -80,19 +81,23 @@ def table2(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.DataFr
         records: from read_records.
         paper: from paper_table.
     """
-    done = _rows_of(records, preset)
+    runs = _complete_runs(records, preset)
     rows = []
     for row, marks in MARKS.items():
-        ours = done[done["variant"] == SAME_RUN.get(row, row)]
+        ours = runs[runs["variant"] == SAME_RUN.get(row, row)]
         theirs = paper[(paper["table"] == f"2{row[0]}") & (paper["row"] == row)].iloc[0]
-        measured = {
-            "top1": ours["top1"].mean(),
-            "sd": ours["top1"].std(),  # missing for one seed
-            "n_seeds": len(ours),
-            "top5": ours["top5"].mean(),
-            "gmacs": ours["gmacs"].mean(),
-        }
-        rows.append({"row": row, "on": marks} | measured | {f"paper_{m}": theirs[m] for m in PAPER})
+        rows.append(
+            {
+                "row": row,
+                "on": marks,
+                "top1": ours["top1"].mean(),
+                "sd": ours["top1"].std(),  # missing for one seed
+                "n_seeds": len(ours),
+                "top5": ours["top5"].mean(),
+                "gmacs": ours["gmacs"].mean(),
+                **{f"paper_{name}": theirs[name] for name in PAPER},
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -106,16 +111,16 @@ def comparisons(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.D
         over seeds, the number of seeds, the paper's), and whether ours has the paper's sign: yes,
         no, or missing.
     """
-    done = _rows_of(records, preset).set_index(["variant", "seed"])["top1"]
+    runs = _complete_runs(records, preset)
+    top1 = runs.pivot(index="seed", columns="variant", values="top1")
     theirs, lines = paper.drop_duplicates("row").set_index("row")["top1"], []
     for (better, other), what in COMPARISONS.items():
-        pair = [SAME_RUN.get(row, row) for row in (better, other)]
-        line = {"rows": f"{better} - {other}", "what": what} | difference(
-            *(done[row] if row in done.index else done[:0].droplevel(0) for row in pair)
-        )
-        line["paper"] = theirs[better] - theirs[other]
-        holds = None if pd.isna(line["ours"]) else line["ours"] * line["paper"] > 0
-        lines.append(line | {"holds": {None: None, True: "yes", False: "no"}[holds]})
+        ours = difference(*(top1.get(SAME_RUN.get(r, r), NO_RUNS) for r in (better, other)))
+        gain, holds = theirs[better] - theirs[other], None
+        if ours["n_seeds"]:
+            holds = "yes" if ours["ours"] * gain > 0 else "no"
+        line = {"rows": f"{better} - {other}", "what": what, **ours, "paper": gain, "holds": holds}
+        lines.append(line)
     return pd.DataFrame(lines)
 
 
@@ -137,15 +142,15 @@ def difference(ours: pd.Series, other: pd.Series) -> dict[str, float]:
     return {"ours": pairs.mean(), "interval": half, "n_seeds": n}
 
 
-def against_full_model(
+def full_model_comparison(
     records: pd.DataFrame, preset: str, kinds: dict[str, str], metrics: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Runs with one thing changed, and exchanged thetas, beside the full model (a0) of each seed.
 
     Args:
         records: from read_records.
-        kinds: words for a line -> its trial, the middle of the runs' name <preset>-<trial>-<seed>;
-            or a control, a metric top1_... of the full model's own runs.
+        kinds: words for a line -> its trial (presets.Trial), or a control, a metric top1_... of the
+            full model's own runs.
         metrics: other numbers of the records to show, means over seeds.
 
     Returns:
@@ -158,16 +163,25 @@ def against_full_model(
     trial = done["run"].str.removeprefix(f"{preset}-").str.replace(r"-\d+$", "", regex=True)
     full, lines = done[trial == "a0"].set_index("seed"), []
     for words, kind in kinds.items():
-        runs = full if kind.startswith("top1_") else done[trial == kind].set_index("seed")
-        top1 = runs.get(kind if kind.startswith("top1_") else "top1", pd.Series(dtype=float))
+        control = kind.startswith("top1_")
+        runs = full if control else done[trial == kind].set_index("seed")
+        top1 = runs.get(kind if control else "top1", NO_RUNS)
         less = difference(full["top1"], top1)
-        line = {"what": words, "top1": top1.mean(), "sd": top1.std(), "n_seeds": top1.count()}
-        line |= {"a0_minus": less["ours"], "interval": less["interval"]}
-        lines.append(line | {name: runs[name].mean() for name in metrics if name in runs})
+        lines.append(
+            {
+                "what": words,
+                "top1": top1.mean(),
+                "sd": top1.std(),
+                "n_seeds": top1.count(),
+                "a0_minus": less["ours"],
+                "interval": less["interval"],
+                **{name: runs[name].mean() for name in metrics if name in runs},
+            }
+        )
     return pd.DataFrame(lines)
 
 
-def _rows_of(records: pd.DataFrame, preset: str) -> pd.DataFrame:
+def _complete_runs(records: pd.DataFrame, preset: str) -> pd.DataFrame:
     """The complete runs of a preset, one a row and seed, all tested on the same clips."""
     done = records[(records["preset"] == preset) & records["complete"].astype(bool)]
     repeated = done[done.duplicated(["variant", "seed"], keep=False)]
@@ -181,7 +195,7 @@ def _rows_of(records: pd.DataFrame, preset: str) -> pd.DataFrame:
     return done
 
 
-def beside_paper(records: pd.DataFrame, paper: pd.DataFrame, table: str) -> pd.DataFrame:
+def paper_comparison(records: pd.DataFrame, paper: pd.DataFrame, table: str) -> pd.DataFrame:
     """One of the Tables 1, 3, 4: the paper's lines, and ours (mean over seeds) where measured.
 
     Args:
@@ -203,7 +217,7 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """A Markdown table; numbers to one decimal (below 1, two digits), missing ones a dash."""
+    """A Markdown table of as_text; numbers at the right."""
     numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes]
     lines = [list(table.columns), ["--:" if n else ":--" for n in numeric]]
     lines += as_text(table).to_numpy().tolist()
@@ -212,20 +226,14 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 def write_table(table: pd.DataFrame, stem: str | Path) -> tuple[Path, Path]:
     """Write stem.csv (for machines) and stem.md (for people), and return their paths."""
-    csv, md = Path(f"{stem}.csv"), Path(f"{stem}.md")
-    _write(csv, table.to_csv(index=False, float_format="%.6g"))
-    _write(md, to_markdown(table))
-    return csv, md
+    csv = table.to_csv(index=False, float_format="%.6g")
+    return write_atomic(f"{stem}.csv", csv), write_atomic(f"{stem}.md", to_markdown(table))
 
 
 def write_measured(table: pd.DataFrame, stem: str | Path, source: dict[str, Any]) -> None:
-    """Write a table of measurements as stem.csv and stem.md, and how it came about as stem.json.
-
-    Args:
-        source: of provenance.
-    """
+    """Write stem.csv and stem.md of measurements, and their provenance `source` as stem.json."""
     write_table(table, stem)
-    _write(Path(f"{stem}.json"), json.dumps(source, indent=1) + "\n")
+    write_json(f"{stem}.json", source)
 
 
 def _cell(value: object) -> str:
