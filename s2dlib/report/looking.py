@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 import torch
@@ -30,15 +31,14 @@ def sampling_locations(
     device: str = "cpu",
     workers: int = 0,
 ) -> pd.DataFrame:
-    """What the full model does with each test clip: its verdicts, and where it looks.
+    """The full model's predictions for each test clip, and where it looks.
 
     Returns:
-        A row a clip: label, snet and s2dnet (the classes they say); confidence (SNet's largest
+        A row a clip: label, snet and s2dnet (predicted classes); confidence (SNet's largest
         probability); looks_t (mu_t T) and delta_t in raw frames; looks_y, looks_x, delta_y, delta_x
         in raw pixels, of the detail frame nearest to the true moment (of the middle one where it is
-        not known); and, where the truth is known, t, duration, size, y, x of the detail,
-        distance_to_truth, and nearest_t, from the true moment to the detail frame nearest to it
-        (raw frames).
+        not known); and, where the truth is known, TRUTH, distance_to_truth, and nearest_t, from the
+        true moment to the detail frame nearest to it (raw frames).
     """
     if model.snet is None or model.dnet is None:
         raise ValueError(
@@ -119,32 +119,6 @@ def top1_by_thirds(clips: pd.DataFrame, column: str) -> pd.DataFrame:
     return means.rename("top1").reset_index()
 
 
-class ThetaRecorder:
-    """Each clip's own theta, kept while a model is evaluated: evaluate(on_batch=recorder.add)."""
-
-    def __init__(self) -> None:
-        self.indices: list[Tensor] = []
-        self.thetas: list[Theta] = []
-
-    def add(self, out: Output, batch: dict[str, Tensor]) -> None:
-        """Keep a batch's theta, and which clips these are."""
-        if out.theta is not None:
-            self.indices.append(batch["index"])
-            self.thetas.append(out.theta.map(torch.Tensor.detach))
-
-    def concatenated(self) -> Theta:
-        """Of all clips, in the order in which they came. (n,) or (n, T_D) each"""
-        names = vars(self.thetas[0])
-        return Theta(**{k: torch.cat([vars(t)[k] for t in self.thetas]) for k in names})
-
-    def rows(self, n_clips: int) -> Tensor:
-        """A clip's row of `concatenated` by its index; 0 where it could not be read. (n_clips,)"""
-        indices = torch.cat(self.indices)
-        rows = indices.new_zeros(n_clips)
-        rows[indices] = torch.arange(len(indices), device=indices.device)
-        return rows
-
-
 def metrics_of(
     model: S2DNet, dataset: VideoDataset, config: TrainConfig, device: str = "cpu"
 ) -> dict[str, float]:
@@ -159,22 +133,21 @@ def metrics_of(
     Returns:
         As of evaluate and, where the model learns theta, of controls.
     """
+    size, workers, amp = config.batch_size, config.workers, config.amp
     run = partial(
-        evaluate,
-        model,
-        dataset,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        device=device,
-        amp=config.amp,
+        evaluate, model, dataset, batch_size=size, workers=workers, device=device, amp=amp
     )
     look = theta_at_test(model, config)
     if model.snet is None or model.snet.theta_head is None:
         return run(theta=look)
-    own = ThetaRecorder()
-    metrics = run(theta=look, on_batch=own.add if look is None else None)
+    own: list[tuple[Tensor, Theta]] = []
+
+    def keep_theta(out: Output, batch: dict[str, Tensor]) -> None:
+        own.append((batch["index"], cast(Theta, out.theta)))
+
+    metrics = run(theta=look, on_batch=keep_theta if look is None else None)
     if look is not None:  # its own thetas are still to be seen
-        run(on_batch=own.add)
+        run(on_batch=keep_theta)
     return metrics | controls(model, dataset, own, config, device)
 
 
@@ -182,7 +155,7 @@ def metrics_of(
 def controls(
     model: S2DNet,
     dataset: VideoDataset,
-    own: ThetaRecorder,
+    own: Sequence[tuple[Tensor, Theta]],
     config: TrainConfig,
     device: str | torch.device = "cpu",
 ) -> dict[str, float]:
@@ -193,7 +166,8 @@ def controls(
     better it could look. Each clip is read once, and sampled at all of these thetas.
 
     Args:
-        own: the model's own thetas of these clips.
+        own: the model's own thetas of these clips: of each batch, the indices of its clips and
+            their theta.
         config: batch size, workers, precision.
 
     Returns:
@@ -217,15 +191,19 @@ def controls(
 
 
 def _exchanged_thetas(
-    model: S2DNet, dataset: VideoDataset, recorder: ThetaRecorder
+    model: S2DNet, dataset: VideoDataset, seen: Sequence[tuple[Tensor, Theta]]
 ) -> dict[str, Callable[[dict[str, Tensor]], Theta]]:
     """By name, what gives the clips of a batch another theta than their own."""
-    own, rows = recorder.concatenated(), recorder.rows(len(dataset) * dataset.n_crops)
+    columns = zip(*(vars(theta).values() for _, theta in seen), strict=True)
+    own = Theta(*map(torch.cat, columns))  # of all clips, in the order in which they came
     mean = own.map(lambda v: v.mean(dim=0, keepdim=True).expand_as(v))
     another = own.map(lambda v: v.roll(dataset.n_crops, dims=0))  # no video keeps its own
+    indices = torch.cat([index for index, _ in seen])
+    row_of = indices.new_zeros(len(dataset) * dataset.n_crops)  # of clip i in own; 0: unreadable
+    row_of[indices] = torch.arange(len(indices), device=indices.device)
 
     def of_batch(thetas: Theta, batch: dict[str, Tensor]) -> Theta:
-        return thetas.map(lambda v: v[rows[batch["index"]]])
+        return thetas.map(lambda v: v[row_of[batch["index"]]])
 
     def uniform(batch: dict[str, Tensor]) -> Theta:
         H, W = batch["frames"].shape[-2:]
@@ -237,9 +215,10 @@ def _exchanged_thetas(
         mu_y, mu_x = (v[:, None].expand_as(theta.mu_y) for v in (y / H, x / W))
         return replace(theta, mu_t=t / batch["n_frames"], mu_y=mu_y, mu_x=mu_x)
 
-    return {
+    exchanged: dict[str, Callable[[dict[str, Tensor]], Theta]] = {
         "mean": partial(of_batch, mean),
         "shuffled": partial(of_batch, another),
         "uniform": uniform,
-        **({"truth": true_centres} if dataset.has_truth else {}),
+        "truth": true_centres,
     }
+    return {k: v for k, v in exchanged.items() if k != "truth" or dataset.has_truth}

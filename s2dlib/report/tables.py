@@ -78,38 +78,28 @@ def table2(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.DataFr
     Rows that are one model share its runs (SAME_RUN). What was not measured stays missing.
 
     Args:
-        records: from read_records.
-        paper: from paper_table.
+        records, paper: from read_records, from paper_table.
     """
-    runs = _complete_runs(records, preset)
-    rows = []
-    for row, marks in MARKS.items():
-        ours = runs[runs["variant"] == SAME_RUN.get(row, row)]
-        theirs = paper[(paper["table"] == f"2{row[0]}") & (paper["row"] == row)].iloc[0]
-        rows.append(
-            {
-                "row": row,
-                "on": marks,
-                "top1": ours["top1"].mean(),
-                "sd": ours["top1"].std(),  # missing for one seed
-                "n_seeds": len(ours),
-                "top5": ours["top5"].mean(),
-                "gmacs": ours["gmacs"].mean(),
-                **{f"paper_{name}": theirs[name] for name in PAPER},
-            }
-        )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame({"row": list(MARKS), "on": list(MARKS.values())})
+    runs = _complete_runs(records, preset).groupby("variant")
+    ours = runs.agg(
+        top1=("top1", "mean"),
+        sd=("top1", "std"),  # missing for one seed
+        n_seeds=("top1", "size"),
+        top5=("top5", "mean"),
+        gmacs=("gmacs", "mean"),
+    ).reindex(table["row"].replace(SAME_RUN))
+    ours["n_seeds"] = ours["n_seeds"].fillna(0).astype(int)
+    theirs = paper[paper["table"].isin(["2a", "2b", "2c"])].set_index("row")[PAPER]
+    return table.join(ours.set_index(table.index)).join(theirs.add_prefix("paper_"), on="row")
 
 
 def comparisons(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.DataFrame:
-    """What the paper concludes from Table 2, and whether our rows agree.
-
-    Args: as in table2.
+    """What the paper concludes from Table 2, and whether our rows agree; arguments as in table2.
 
     Returns:
-        rows, what is compared, the difference in top-1 (ours, the half-width of its 95 % interval
-        over seeds, the number of seeds, the paper's), and whether ours has the paper's sign: yes,
-        no, or missing.
+        rows, what is compared, ours, interval and n_seeds (difference, of top-1), the paper's
+        difference, and whether ours has its sign (holds: yes, no, or missing).
     """
     runs = _complete_runs(records, preset)
     top1 = runs.pivot(index="seed", columns="variant", values="top1")
@@ -125,12 +115,9 @@ def comparisons(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.D
 
 
 def difference(ours: pd.Series, other: pd.Series) -> dict[str, float]:
-    """Mean difference of two kinds of runs over the seeds that both have, and its 95 % interval.
+    """Mean difference of top-1 by seed, over the seeds that both have, and its 95 % interval.
 
     Runs of one seed start from the same networks, so they are compared in pairs (Student's t).
-
-    Args:
-        ours, other: top-1 by seed.
 
     Returns:
         ours (points; missing without a common seed), interval (half-width; missing for one seed),
@@ -154,9 +141,8 @@ def full_model_comparison(
         metrics: other numbers of the records to show, means over seeds.
 
     Returns:
-        A line a kind: top1 (mean), sd, n_seeds, a0_minus (the full model's top-1 less this one's,
-        on the seeds that both have), interval (half-width of its 95 % interval), and metrics. What
-        was not measured stays missing.
+        A line a kind: top1 (mean), sd, n_seeds, a0_minus (difference of the full model's top-1 from
+        this one's), its interval, and metrics. What was not measured stays missing.
     """
     done = records[(records["preset"] == preset) & records["complete"].astype(bool)]
     done = done[done["test_split"] == "test"]
@@ -167,17 +153,10 @@ def full_model_comparison(
         runs = full if control else done[trial == kind].set_index("seed")
         top1 = runs.get(kind if control else "top1", NO_RUNS)
         less = difference(full["top1"], top1)
-        lines.append(
-            {
-                "what": words,
-                "top1": top1.mean(),
-                "sd": top1.std(),
-                "n_seeds": top1.count(),
-                "a0_minus": less["ours"],
-                "interval": less["interval"],
-                **{name: runs[name].mean() for name in metrics if name in runs},
-            }
-        )
+        means = {name: runs[name].mean() for name in metrics if name in runs}
+        spread = {"top1": top1.mean(), "sd": top1.std(), "n_seeds": top1.count()}
+        beside = {"a0_minus": less["ours"], "interval": less["interval"]}
+        lines.append({"what": words, **spread, **beside, **means})
     return pd.DataFrame(lines)
 
 
@@ -199,8 +178,7 @@ def paper_comparison(records: pd.DataFrame, paper: pd.DataFrame, table: str) -> 
     """One of the Tables 1, 3, 4: the paper's lines, and ours (mean over seeds) where measured.
 
     Args:
-        records: from read_records.
-        paper: from paper_table.
+        records, paper: from read_records, from paper_table.
         table: as named there, "1-k400" and so on.
     """
     lines = paper[paper["table"] == table].dropna(axis=1, how="all").drop(columns="table")
