@@ -115,7 +115,6 @@ def override(preset: Preset, recipe: str, changes: dict[str, Any]) -> Preset:
     """A preset with fields changed by name, whichever of model, data or training holds each.
 
     Args:
-        preset: where to start.
         recipe: the recipe that is changed, the only one that the result keeps.
         changes: field -> value.
 
@@ -124,19 +123,16 @@ def override(preset: Preset, recipe: str, changes: dict[str, Any]) -> Preset:
     """
     if recipe not in preset.recipes:
         raise ValueError(f"no recipe {recipe!r} here; there are {', '.join(preset.recipes)}")
-    parts: dict[str, Any] = {
-        "model": preset.model,
-        "data": preset.data,
-        "train": preset.recipes[recipe],
-    }
+    configs: list[Any] = [preset.model, preset.data, preset.recipes[recipe]]
     left = dict(changes)
-    for part, config in parts.items():
+    for i, config in enumerate(configs):
         names = {f.name for f in fields(config)} & left.keys()
-        parts[part] = replace(config, **{name: left.pop(name) for name in names})
+        configs[i] = replace(config, **{name: left.pop(name) for name in names})
+    model, data, train = configs
     if left:
-        known = sorted(f.name for config in parts.values() for f in fields(config))
+        known = sorted(f.name for config in configs for f in fields(config))
         raise ValueError(f"no fields {sorted(left)} in model, data or training; there are {known}")
-    return Preset(model=parts["model"], data=parts["data"], recipes={recipe: parts["train"]})
+    return Preset(model=model, data=data, recipes={recipe: train})
 
 
 def to_dict(preset: Preset) -> dict[str, Any]:

@@ -74,9 +74,7 @@ def count(model: S2DNet, T: int, H: int, W: int, channels: int = 3) -> pd.DataFr
 def steps(model: S2DNet, frames: Tensor) -> dict[str, Callable[[], object]]:
     """The steps of Fig. 2 as calls, each with what the steps before it gave.
 
-    Args:
-        model: with both networks, on the device of the frames.
-        frames: raw frames I. (B, C, T, H, W)
+    frames: raw frames I, on the device of the model, which has both networks. (B, C, T, H, W)
     """
     assert model.snet is not None and model.dnet is not None
     n, scale = check_clips(frames, None), scale_of(frames)
@@ -100,7 +98,6 @@ def latency(
 
     Args:
         calls: by name; models are to be in evaluation mode.
-        device: where they compute; "cuda" is timed by its own events.
         n_runs: of each, after two that are not counted.
 
     Returns:
@@ -124,8 +121,7 @@ def compare_latency(
 
     Args:
         models: by name; moved to the device.
-        size: of the raw frames: clips, frames, rows, columns.
-        n_runs: as in latency.
+        size: B, T, H, W of the raw frames.
 
     Returns:
         name (steps indented), ms, ms_iqr, ratio (to the first model) and batch.

@@ -34,7 +34,7 @@ def frame_strip(
     title: str = "",
     labels: Sequence[str] | None = None,
 ) -> Axes:
-    """Frames side by side.
+    """Frames beside each other.
 
     Args:
         frames: uint8, or float in [0, 1]; one channel is gray. (C, T, H, W)
@@ -54,11 +54,9 @@ def frame_strip(
 
 
 def filter_bank(ax: Axes, G: Tensor, axis: str) -> Axes:
-    """The weights of a bank of filters, a row an output (Eq. 7).
+    """The weights of a bank of filters along an axis ("frame", "row", "column"), Eq. 7.
 
-    Args:
-        G: one bank. (n_out, n_in)
-        axis: what it filters, for the labels: "frame", "row", "column".
+    G: a row an output. (n_out, n_in)
     """
     n_out, n_in = G.shape
     weights, extent = G.detach().cpu().numpy(), (0, n_in, n_out, 0)
@@ -80,10 +78,9 @@ def time_ticks(
     seconds: float | None = None,
     truth: tuple[float, float] | None = None,
 ) -> Axes:
-    """Where SNet's uniform frames and DNet's detail frames lie over the clip.
+    """Where SNet's uniform frames and DNet's detail frames lie over the clip of T raw frames.
 
     Args:
-        T: raw frames of the clip.
         seconds: of one raw frame, frame_stride / fps; None: the axis counts frames.
         truth: where the detail is known to be, shaded; first frame and end, in raw frames.
     """
@@ -116,11 +113,10 @@ def detail_box(
 
 
 def boxes(ax: Axes, frame: Tensor, theta: Theta, z: int, size: tuple[int, int, int]) -> Axes:
-    """The box that detail frame z covers, on a raw frame.
+    """The box that detail frame z (from 0) covers, on a raw frame.
 
     Args:
         frame: uint8, or float in [0, 1]. (C, H, W)
-        z: the detail frame, from 0.
         size: (T_D, H_D, W_D)
     """
     H, W = frame.shape[-2:]
@@ -131,12 +127,7 @@ def boxes(ax: Axes, frame: Tensor, theta: Theta, z: int, size: tuple[int, int, i
 
 
 def true_square(ax: Axes, y: float, x: float, side: float) -> Axes:
-    """Where the detail is known to be, on a raw frame that boxes has drawn.
-
-    Args:
-        y, x: of its centre, raw pixels.
-        side: raw pixels.
-    """
+    """Where the detail is known to be, on a raw frame; y, x of its centre and side in pixels."""
     return _draw_box(ax, (y, x, side, side), GREEN)
 
 
@@ -153,7 +144,7 @@ def topk_bars(
         label: the true action; None: it is not known.
     """
     shown = p_before.topk(min(k, len(p_before))).indices.tolist()
-    shown += [] if label in shown or label is None else [label]
+    shown += [] if label in (None, *shown) else [label]
     for y, n in enumerate(shown):
         colour = RED if n == label else BLUE
         for p, offset, alpha in ((p_before[n], -0.2, 0.4), (p_after[n], 0.2, 1.0)):

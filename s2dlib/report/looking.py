@@ -85,8 +85,7 @@ def sampling_locations_of_run(
 ) -> pd.DataFrame:
     """sampling_locations of a run's model on a split of its data set, or of another CSV.
 
-    Returns:
-        Also variant, seed, n_frames of the clips, and right (percent: 100 or 0).
+    Also right (percent: 100 or 0), variant, seed, and n_frames of the clips.
     """
     model, config = load_run(run_dir)
     data = DataConfig(**config["data"])
@@ -104,13 +103,9 @@ def sampling_locations_of_run(
 
 
 def top1_by_thirds(clips: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Top-1 in thirds of the clips by a number of their detail, a row a theta and seed.
+    """Top-1 in thirds of the clips by a number of their detail: its range, theta, seed, top1.
 
-    Args:
-        clips: rows of sampling_locations_of_run, with a column theta (words).
-
-    Returns:
-        the column (words, a range), theta, seed, top1.
+    clips: rows of sampling_locations_of_run, with a column theta (words).
     """
     edges = clips[column].quantile([0, 1 / 3, 2 / 3, 1]).to_list()
     words = [f"{low:.0f}-{high:.0f}" for low, high in pairwise(edges)]
@@ -122,16 +117,10 @@ def top1_by_thirds(clips: pd.DataFrame, column: str) -> pd.DataFrame:
 def metrics_of(
     model: S2DNet, dataset: VideoDataset, config: TrainConfig, device: str = "cpu"
 ) -> dict[str, float]:
-    """What a record says of a trained model: accuracy, and what its theta is worth.
+    """The test metrics of a record: those of evaluate and, where theta is learned, of controls.
 
-    The clips are read twice: the thetas of all are known only when all have been seen.
-
-    Args:
-        dataset: the split to test on.
-        config: batch size, workers, precision, and where DNet looks.
-
-    Returns:
-        As of evaluate and, where the model learns theta, of controls.
+    The clips are read twice: the thetas of all are known only when all have been seen. config gives
+    batch size, workers, precision, and where DNet looks.
     """
     size, workers, amp = config.batch_size, config.workers, config.amp
     run = partial(
@@ -166,8 +155,7 @@ def controls(
     better it could look. Each clip is read once, and sampled at all of these thetas.
 
     Args:
-        own: the model's own thetas of these clips: of each batch, the indices of its clips and
-            their theta.
+        own: of each batch of these clips, their indices and the model's own theta.
         config: batch size, workers, precision.
 
     Returns:

@@ -17,12 +17,7 @@ from s2dlib.report.figures import BLUE, FONT, ORANGE, label_axes
 
 
 def curves(ax: Axes, history: pd.DataFrame, columns: Sequence[str], label: str) -> Axes:
-    """Columns of a run's history over its epochs.
-
-    Args:
-        history: history.csv, with a column epoch.
-        label: of the vertical axis, with its unit.
-    """
+    """Columns of a run's history.csv over its epochs; label: their unit."""
     if missing := sorted(set(columns) - set(history.columns)):
         raise ValueError(f"no column {missing} in the history; it has {', '.join(history.columns)}")
     for n, name in enumerate(columns):
@@ -45,13 +40,11 @@ LOOKING = {  # columns of a history on synthetic clips -> what they are
 
 
 def theta_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axes]:
-    """Where the sampled volume lies and how closely it looks, over training.
+    """Where the sampled volume lies and how closely it looks, over training; mean and sd over runs.
 
     Args:
         axes: one for each of LOOKING.
         history: the evaluated epochs of several runs; columns epoch, theta (words), and LOOKING's.
-
-    Lines are means over the runs of each theta, bands one standard deviation.
     """
     order = _learned_first(history)
     for ax, (column, label) in zip(axes, LOOKING.items(), strict=True):
@@ -66,7 +59,7 @@ def theta_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axes]:
 
 
 def accuracy_by(ax: Axes, means: pd.DataFrame, label: str) -> Axes:
-    """Top-1 in groups of clips, a bar a theta; means over seeds, and one standard deviation.
+    """Top-1 in groups of clips, a bar a theta; mean and sd over seeds.
 
     Args:
         means: columns theta (words), top1 (percent) and, first, the group.
@@ -82,10 +75,9 @@ def accuracy_by(ax: Axes, means: pd.DataFrame, label: str) -> Axes:
 
 
 def accuracy_cost(ax: Axes, lines: pd.DataFrame, title: str) -> Axes:
-    """Accuracy against cost, as printed in the paper and, where measured, as found here.
+    """Accuracy against the cost of all views of a video, in the paper and, where measured, here.
 
-    Args:
-        lines: of paper_comparison; the cost is that of all views of a video.
+    lines: of paper_comparison.
     """
     lines = lines.sort_values("top1")
     views = lines["views"] if "views" in lines else 1
@@ -128,11 +120,7 @@ def _label_points(ax: Axes, points: Sequence[tuple[str, float, float]]) -> None:
 
 
 def exit_curve(ax: Axes, curve: pd.DataFrame, exit_at: float) -> Axes:
-    """Accuracy against mean cost over thresholds of early exit, and the threshold chosen.
-
-    Args:
-        curve: of inference.exit_curve.
-    """
+    """Accuracy against mean cost over thresholds of inference.exit_curve, and the one chosen."""
     chosen = curve[curve["exit_at"] >= exit_at].iloc[-1]
     ax.plot(curve["gmacs"], curve["top1"], color=BLUE)
     ring = {"ms": 11, "fillstyle": "none", "color": ORANGE}

@@ -11,7 +11,7 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -29,24 +29,25 @@ from s2dlib.presets import PRESETS, SAME_RUN
 PACKAGES = ("torch", "torchvision", "numpy", "decord", "decord2", "s2dlib")  # one of the decords
 SETTING = ["run", "preset", "variant", "seed", "recipe", "test_split"]
 COLUMNS = [*SETTING, "data", "device", "complete"]
+Values = dict[str, Any]  # of a JSON object
 METRICS = ["top1", "top5", "snet_top1", "gmacs", "n_clips"]  # always there, NaN where not measured
 
 
-def provenance(
-    command: str | None, device: torch.device | str, seed: int, data: str
-) -> dict[str, Any]:
+def provenance(command: str | None, device: torch.device | str, seed: int, data: str) -> Values:
     """How a record came about, enough to repeat it.
 
     Args:
         command: the shell command; None: the one s2dlib.apps.run was called with, if it was.
-        device: where the run computed.
         data: the data set's name or its CSV.
     """
-    device = torch.device(device)
+    device, installed = torch.device(device), {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            installed[name] = version(name)
     return {
         "command": command or os.environ.get("S2D_COMMAND", "by hand in JupyterLab"),
         "commit": _commit(Path(__file__).resolve().parents[2]),
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": installed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
         "threads": torch.get_num_threads(),
         "seed": seed,
@@ -56,10 +57,7 @@ def provenance(
 
 
 def write_record(
-    run_dir: str | Path,
-    config: dict[str, Any],
-    metrics: dict[str, Any],
-    history: list[dict[str, Any]],
+    run_dir: str | Path, config: Values, metrics: Values, history: Sequence[Values]
 ) -> None:
     """Write config.json, history.csv and, last, metrics.json; a kill leaves no half record."""
     run_dir = Path(run_dir)
@@ -70,17 +68,13 @@ def write_record(
     write_json(run_dir / METRICS_FILE, metrics)
 
 
-def write_json(path: str | Path, values: dict[str, Any]) -> None:
+def write_json(path: str | Path, values: Values) -> None:
     """Write a JSON object, whole or not at all."""
     write_atomic(path, json.dumps(values, indent=1) + "\n")
 
 
 def read_records(runs_dir: str | Path) -> pd.DataFrame:
-    """All runs as one tidy table: a row a run, unfinished ones too (complete is False).
-
-    Returns:
-        COLUMNS, METRICS and every other number or word of the metrics.json files.
-    """
+    """A row a run, unfinished ones too: COLUMNS, METRICS, and all else that its metrics hold."""
     if not (runs_dir := Path(runs_dir)).is_dir():
         raise FileNotFoundError(f"{runs_dir}: expected the folder of runs; make reproduce fills it")
     rows = []
@@ -136,37 +130,32 @@ def command(
     return f"python -m s2dlib.apps.run notebooks/02_train.ipynb {executed} {words}"
 
 
-def load_run(run_dir: str | Path) -> tuple[S2DNet, dict[str, Any]]:
+def load_run(run_dir: str | Path) -> tuple[S2DNet, Values]:
     """The trained model of a run, or a shared one, ready to evaluate, and its config.json."""
     model = S2DNet.from_pretrained(run_dir)
     return model, model.record
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Values:
     """A JSON object; empty where there is no file."""
     if not path.exists():
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(
-            f"{path}: not JSON ({error}); delete the folder and run it again"
-        ) from error
+        advice = "delete the folder and run it again"
+        raise ValueError(f"{path}: not JSON ({error}); {advice}") from error
     if not isinstance(value, dict) or not value:
         raise ValueError(f"{path}: expected a JSON object with entries, got {value!r:.40}")
     return value
 
 
 def _commit(root: Path) -> str:
-    """The commit of the code, with + where the tree differs from it (results/ aside).
-
-    Of a copy without .git, what the variable S2D_COMMIT says.
-    """
+    """The code's commit, + where the tree differs (results/ aside); without .git, S2D_COMMIT."""
 
     def git(*words: str) -> str:
-        return subprocess.check_output(
-            ["git", *words], cwd=root, stderr=subprocess.DEVNULL, text=True
-        ).strip()
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     if not (root / ".git").exists():
         return os.environ.get("S2D_COMMIT", "unknown (no git checkout)")
@@ -175,15 +164,6 @@ def _commit(root: Path) -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError) as error:
         return f"unknown ({type(error).__name__})"
-
-
-def _versions() -> dict[str, str]:
-    """Versions of the packages that are installed."""
-    found = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def _cpu() -> str:
