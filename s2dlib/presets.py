@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from s2dlib.config import DataConfig, ModelConfig, TrainConfig
+from s2dlib.config import DataConfig, ModelConfig, Size, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +212,16 @@ _X3D_S_M = ModelConfig(
     detail_size=(16, 144, 144),
 )
 _SS_EFFICIENT = ModelConfig(n_classes=174, synopsis_size=(8, 144, 144), detail_size=(12, 144, 144))
+_MINI = DataConfig(csv="data/mini-kinetics/mini-kinetics.csv")
 _KINETICS = DataConfig(csv="data/kinetics400/kinetics400.csv", test_crops=3)  # Sec. 4.1
 _SSV2 = DataConfig(csv="data/ssv2/ssv2.csv", n_frames=85, flip=False)
+
+
+def _alone(n_classes: int, backbone: str, size: Size) -> ModelConfig:
+    """A single network, as an SNet without DNet."""
+    return ModelConfig(n_classes=n_classes, snet=backbone, dnet=None, synopsis_size=size)
+
+
 PRESETS: dict[str, Preset] = {
     # The built-in videos, a row in two or three minutes on one core.
     "synthetic": Preset(model=_SYNTHETIC_MODEL, data=_SYNTHETIC_DATA, recipes=_SYNTHETIC_RECIPES),
@@ -250,11 +258,7 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     # Table 2 and Table 3a: top-1 74.7, 18.0 G multiply-adds in the paper.
-    "mini-kinetics": Preset(
-        model=ModelConfig(n_classes=200),
-        data=DataConfig(csv="data/mini-kinetics/mini-kinetics.csv"),
-        recipes=_PAPER_RECIPES,
-    ),
+    "mini-kinetics": Preset(model=ModelConfig(n_classes=200), data=_MINI, recipes=_PAPER_RECIPES),
     # Table 1, Kinetics-400: top-1 78.0, 5.4 G a view (of 3). Counted: 7.9 G
     "kinetics400-x3d-s-m": Preset(model=_X3D_S_M, data=_KINETICS, recipes=_PAPER_RECIPES),
     # Table 1, Kinetics-400: top-1 80.6, 39 G a view (of 3). Counted: 13.7 G
@@ -271,41 +275,31 @@ PRESETS: dict[str, Preset] = {
     "ssv2-efficient": Preset(model=_SS_EFFICIENT, data=_SSV2, recipes=_PAPER_RECIPES),
     # Table 3b, Something-Something V1: top-1 49.7, 22 G. The model of ssv2-efficient.
     "ssv1": Preset(
-        model=_SS_EFFICIENT,
-        data=replace(_SSV2, csv="data/ssv1/ssv1.csv"),
-        recipes=_PAPER_RECIPES,
+        model=_SS_EFFICIENT, data=replace(_SSV2, csv="data/ssv1/ssv1.csv"), recipes=_PAPER_RECIPES
     ),
     # Single networks, their frames sampled uniformly. Table 4, TSM: top-1 63.4, 66 G, 24.3 M.
     "tsm-r50": Preset(
-        model=ModelConfig(n_classes=174, snet="resnet50", dnet=None, synopsis_size=(16, 224, 224)),
-        data=_SSV2,
-        recipes=_ALONE_RECIPES,
+        model=_alone(174, "resnet50", (16, 224, 224)), data=_SSV2, recipes=_ALONE_RECIPES
     ),
     # Table 1 and Table 4, TDN-R50: top-1 65.3, 72 G. Counted: 71.3 G
     "tdn-r50": Preset(  # 16 segments of 5 frames, almost one after another in a clip of 85
-        model=ModelConfig(n_classes=174, snet="tdn-r50", dnet=None, synopsis_size=(80, 224, 224)),
-        data=_SSV2,
-        recipes=_PAPER_RECIPES,
+        model=_alone(174, "tdn-r50", (80, 224, 224)), data=_SSV2, recipes=_PAPER_RECIPES
     ),
     # The paper's SNet on Mini-Kinetics (Table 2a, a1): top-1 68.6, 2.2 G.
     "tsm-mn2": Preset(
-        model=ModelConfig(n_classes=200, dnet=None),
-        data=DataConfig(csv="data/mini-kinetics/mini-kinetics.csv"),
-        recipes=_ALONE_RECIPES,
+        model=ModelConfig(n_classes=200, dnet=None), data=_MINI, recipes=_ALONE_RECIPES
     ),
     # X3D at the sizes of its own paper (there 10 clips and 3 crops): top-1 73.3, 76.0, 79.1.
     "x3d-s": Preset(
-        model=ModelConfig(n_classes=400, snet="x3d-s", dnet=None, synopsis_size=(13, 160, 160)),
-        data=_KINETICS,
-        recipes=_ALONE_RECIPES,
+        model=_alone(400, "x3d-s", (13, 160, 160)), data=_KINETICS, recipes=_ALONE_RECIPES
     ),
     "x3d-m": Preset(  # Table 1: 6.2 G
-        model=ModelConfig(n_classes=400, snet="x3d-m", dnet=None, synopsis_size=(16, 256, 256)),
+        model=_alone(400, "x3d-m", (16, 256, 256)),
         data=replace(_KINETICS, short_side=292, crop=256),
         recipes=_ALONE_RECIPES,
     ),
     "x3d-xl": Preset(  # Table 1: 48 G
-        model=ModelConfig(n_classes=400, snet="x3d-xl", dnet=None, synopsis_size=(16, 312, 312)),
+        model=_alone(400, "x3d-xl", (16, 312, 312)),
         data=replace(_KINETICS, short_side=356, crop=312),
         recipes=_ALONE_RECIPES,
     ),

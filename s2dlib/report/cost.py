@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from s2dlib.model import S2DNet, scale_of
 from s2dlib.sampler import check_clips
 
-PARTS = {  # name -> module
+MODULES = {  # name -> module
     "SNet backbone": "snet.backbone",
     "SNet classifier": "snet.classifier",
     "theta head": "snet.theta_head",
@@ -61,7 +61,7 @@ def count(model: S2DNet, T: int, H: int, W: int, channels: int = 3) -> pd.DataFr
 
     in_time = channels * model.config.detail_size[0] * T * H * W  # G_t I
     rows = []
-    for part, path in PARTS.items():
+    for part, path in MODULES.items():
         n = macs(path)
         if path == "detail_sampler" and n:
             n = in_time if part == "time filter" else n - in_time
