@@ -5,7 +5,7 @@
 
 import json
 
-from s2dlib.presets import VARIANTS
+from s2dlib.presets import CEILING, CONSTANT, SWEEPS, TRIALS, VARIANTS, WINDOWS
 
 # The defaults are `make reproduce`; `make study` is every row over five seeds, with all trials.
 PRESET = config.get("preset", "synthetic")
@@ -23,41 +23,13 @@ SWEPT = range(min(1, len(STUDIED)))  # of each value of a sweep
 PUBLISHED = {
     net: f"-p {net}_weights {config[net]}" if net in config else "" for net in ("snet", "dnet")
 }
-
-
-def changed(variant="a0", recipe="joint", start=("snet", "zoom"), **fields):
-    """A trial: a row and recipe, the runs that its networks start from, fields that differ."""
-    return {"variant": variant, "recipe": recipe, "start": start, "fields": fields}
-
-
-TRIALS = {  # one thing changed about the full model, each a run <preset>-<trial>-<seed>
-    "linear": changed(filters="linear"),
-    "fc": changed(theta_head="fc"),
-    "detached": changed(detach_theta=True),
-    "nozoom": changed(start=("snet", "closeups")),  # DNet has only seen whole frames
-    "noclose": changed(start=("snet", None)),  # DNet starts from nothing: the context shortcut
-    "paper": changed(recipe="paper", start=(None, None), theta_head="fc"),
-    "authors1": changed(recipe="authors-1", theta_head="fc", detach_theta=True),
-    "authors": changed(recipe="authors-2", start=(), theta_head="fc", detach_theta=True),
-}
-CEILING = {"truth": changed("b3", "truth")}  # theta is the truth
-SWEEPS = {
-    "alpha-0.01": changed(alpha=0.01),
-    "alpha-1": changed(alpha=1.0),
-    "k-2": changed(k=2),
-    "k-10": changed(k=10),
-    "context-16": changed(context_dim=16),
-    "context-256": changed(context_dim=256),
-}
-# Windows that are the same for all clips; the best one on the validation split is then trained on
-# all seeds: what a global zoom gives without any looking.
-WINDOWS = [(1.0, 1.0), (1.0, 0.85), (0.8, 0.85), (0.8, 0.7), (0.6, 0.7), (1.0, 0.5)]
-CANDIDATES = {f"window-{t}-{yx}": changed("b3", frozen_zoom=[t, yx]) for t, yx in WINDOWS}
+# What is changed about the full model, each a run <preset>-<trial>-<seed>; the best window is
+# chosen by the rule `constant`, and authors1 is the first stage of authors.
+CHANGED = TRIALS | CEILING | SWEEPS | WINDOWS
 TRIED = [f"{name}-{seed}" for name in TRIALS if name != "authors1" for seed in STUDIED]
 TRIED += [f"{name}-{seed}" for name in SWEEPS for seed in SWEPT]
-TRIED += [f"{name}-0" for name in CANDIDATES for seed in SWEPT]
-TRIED += [f"{name}-{seed}" for name in ("constant", *CEILING) for seed in CONTROLLED]
-CHANGED = TRIALS | CEILING | SWEEPS | CANDIDATES
+TRIED += [f"{name}-0" for name in WINDOWS for seed in SWEPT]
+TRIED += [f"{name}-{seed}" for name in [*CONSTANT, *CEILING] for seed in CONTROLLED]
 
 
 wildcard_constraints:
@@ -185,13 +157,9 @@ rule row:  # one row of Table 2, all together or what it keeps of the model
 
 def starts(wildcards):
     """The weights that a trial's networks start from, by the name of its parameter."""
-    trial = CHANGED[wildcards.trial]
-    if wildcards.trial == "authors":  # its second stage goes on from both networks of the first
-        names = {"snet_from": "authors1", "dnet_from": "authors1"}
-    else:
-        names = dict(zip(("snet_from", "dnet_from"), trial["start"], strict=True))
+    start = zip(("snet_from", "dnet_from"), CHANGED[wildcards.trial].start, strict=True)
     weights = f"{RUNS}-{{}}-{wildcards.seed}/model.safetensors"
-    return {key: weights.format(name) for key, name in names.items() if name}
+    return {key: weights.format(name) for key, name in start if name}
 
 
 def overrides(fields):
@@ -211,9 +179,9 @@ rule trial:  # the full model with one thing changed
     params:
         what=lambda wildcards, input: " ".join(
             [
-                "-p variant {variant} -p recipe {recipe}".format(**CHANGED[wildcards.trial]),
+                "-p variant {0.variant} -p recipe {0.recipe}".format(CHANGED[wildcards.trial]),
                 *(f"-p {key} ../{path}" for key, path in input.items() if key),
-                overrides(CHANGED[wildcards.trial]["fields"]),
+                overrides(CHANGED[wildcards.trial].fields),
             ]
         ),
     resources:
@@ -226,7 +194,7 @@ rule constant:  # no sampler: the window that was best on the validation split
     input:
         snet=rules.snet_alone.output[0],
         dnet=rules.dnet_zoom.output[0],
-        tried=expand(f"{RUNS}-{{window}}-0/metrics.json", window=CANDIDATES),
+        tried=expand(f"{RUNS}-{{window}}-0/metrics.json", window=WINDOWS),
     output:
         f"{RUNS}-constant-{{seed}}/model.safetensors",
         f"{RUNS}-constant-{{seed}}/metrics.json",
@@ -235,11 +203,11 @@ rule constant:  # no sampler: the window that was best on the validation split
     resources:
         gpu=1,
     run:
-        tried = dict(zip(CANDIDATES, input.tried))
+        tried = dict(zip(WINDOWS, input.tried))
         top1 = {name: json.load(open(path))["val_top1"] for name, path in tried.items()}
         best = max(top1, key=top1.get)
         start = "-p variant b3 -p snet_from ../{input.snet} -p dnet_from ../{input.dnet} "
-        what = start + overrides(CANDIDATES[best]["fields"]).replace("{", "{{").replace("}", "}}")
+        what = start + overrides(WINDOWS[best].fields).replace("{", "{{").replace("}", "}}")
         shell(train("constant-{wildcards.seed}", what))
 
 

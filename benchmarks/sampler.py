@@ -17,7 +17,6 @@ import argparse
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import pandas as pd
@@ -28,6 +27,7 @@ from torch import Tensor
 from s2dlib.kernels.band import TAPS, band
 from s2dlib.kernels.banded import BandedVolume
 from s2dlib.report import records, tables
+from s2dlib.report.cost import milliseconds
 from s2dlib.sampler import DetailSampler, Theta, anchored_zoom, gaussian_filters, grid_centres
 
 SIZE, SIDE = (16, 112, 112), 224  # T_D, H_D, W_D; rows and columns of the raw frames
@@ -131,37 +131,24 @@ def least_work(theta: Theta, n: Tensor, channels: int) -> tuple[int, int]:
     return touched, macs
 
 
-def milliseconds(call: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start)
+def median_of_calls(call: Callable[[], object], device: str, n_runs: int = 8) -> float:
+    """Median milliseconds, after two calls that are not counted."""
+    return statistics.median([milliseconds(call, device) for _ in range(n_runs + 2)][2:])
 
 
 def copy_bandwidth(device: str, megabytes: int, repeats: int = 1) -> float:
     """Bytes a millisecond that a copy reads and writes, together; repeats copies in a timing."""
     block = torch.empty(megabytes * 2**20, dtype=torch.uint8, device=device)
     target = torch.empty_like(block)
-
-    def copies() -> list[Tensor]:
-        return [target.copy_(block) for _ in range(repeats)]
-
-    times = [milliseconds(copies, device) for _ in range(10)]
-    return 2 * block.numel() * repeats / statistics.median(times[2:])
+    ms = median_of_calls(lambda: [target.copy_(block) for _ in range(repeats)], device)
+    return 2 * block.numel() * repeats / ms
 
 
 def matrix_rate(device: str, n: int, repeats: int = 1) -> float:
     """Multiply-adds a millisecond of float32 products of n x n; repeats products in a timing."""
     a, b, out = torch.randn(3, n, n, device=device)
-
-    def products() -> list[Tensor]:
-        return [torch.mm(a, b, out=out) for _ in range(repeats)]
-
-    times = [milliseconds(products, device) for _ in range(10)]
-    return n**3 * repeats / statistics.median(times[2:])
+    ms = median_of_calls(lambda: [torch.mm(a, b, out=out) for _ in range(repeats)], device)
+    return n**3 * repeats / ms
 
 
 def measure_rates(device: str, smoke: bool) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
     python benchmarks/tiles.py --out results/benchmarks/tiles-cuda      # a GPU: some minutes
 
-The first row of a precision says what belongs into TILES (s2dlib/triton_kernels.py). ieee is
+The first row of a precision says what belongs into TILES (s2dlib/kernels/triton.py). ieee is
 float32; tf32 is used where torch.set_float32_matmul_precision allows it.
 """
 
@@ -13,14 +13,16 @@ import itertools
 import shlex
 import statistics
 import sys
+from functools import partial
 
 import pandas as pd
 import torch
-from sampler import SIDE, SIZE, ZOOMS, centres, make_theta, milliseconds
+from sampler import SIDE, SIZE, ZOOMS, centres, make_theta
 from torch import Tensor
 
 from s2dlib.kernels import triton
 from s2dlib.report import records, tables
+from s2dlib.report.cost import milliseconds
 
 CHOICES = {
     "TILE_J": (16, 32),
@@ -40,10 +42,10 @@ def time_tiles(
     torch.set_float32_matmul_precision(PRECISIONS[precision])
     triton.TILES.update(tiles)
     found: dict[str, float | None] = {}
-    for zoom, (frames, p_t, p_y, p_x, n, gradient) in clips.items():
+    for zoom, clip in clips.items():  # frames, p_t, p_y, p_x, n, gradient
         calls = {
-            "forward": lambda a=(frames, p_t, p_y, p_x, n): triton.OnCuda.volume(*a),
-            "backward": lambda a=(frames, p_t, p_y, p_x, n, gradient): triton.OnCuda.slopes(*a),
+            "forward": partial(triton.OnCuda.volume, *clip[:-1]),
+            "backward": partial(triton.OnCuda.slopes, *clip),
         }
         for what, call in calls.items():
             try:

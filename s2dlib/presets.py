@@ -1,14 +1,14 @@
-"""Settings of the paper and of this project: model, data and recipes by name; Table 2.
+"""Settings of the paper and of this project: model, data and recipes by name; Table 2; trials.
 
 An ablation, a preset and a baseline are values here, never copies of a model or of a notebook.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from s2dlib.config import DataConfig, ModelConfig, TrainConfig
+from s2dlib.config import DataConfig, ModelConfig, Size, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,56 @@ VARIANTS: dict[str, dict[str, Any]] = {
 SAME_RUN = {"b0": "a0", "c0": "a0", "c1": "b3"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A run with something changed about the full model, <preset>-<name>-<seed> (Snakefile)."""
+
+    words: str = ""  # its line in a table; empty: in none
+    variant: str = "a0"  # a row of Table 2
+    recipe: str = "joint"
+    # The runs whose weights SNet and DNet start from; None: their backbones' own.
+    start: tuple[str | None, str | None] = ("snet", "zoom")
+    fields: dict[str, Any] = field(default_factory=dict)  # of the configuration, by name
+
+
+TRIALS = {
+    "linear": Trial(words="linear filters (Sec. 3.2)", fields={"filters": "linear"}),
+    "fc": Trial(words="theta head of the paper, by FC layers", fields={"theta_head": "fc"}),
+    "detached": Trial(words="no gradient from theta into SNet", fields={"detach_theta": True}),
+    "nozoom": Trial(words="DNet has seen whole frames only", start=("snet", "closeups")),
+    "noclose": Trial(words="DNet starts from nothing", start=("snet", None)),  # learns from m alone
+    "paper": Trial(
+        words="the paper's words: from scratch, one stage, FC head",
+        recipe="paper",
+        start=(None, None),
+        fields={"theta_head": "fc"},
+    ),
+    "authors1": Trial(recipe="authors-1", fields={"theta_head": "fc", "detach_theta": True}),
+    "authors": Trial(
+        words="the release: two stages, FC head, its loss",
+        recipe="authors-2",
+        start=("authors1", "authors1"),
+        fields={"theta_head": "fc", "detach_theta": True},
+    ),
+}
+SWEEPS = {
+    "alpha-0.01": Trial(words="alpha = 0.01 (0.1)", fields={"alpha": 0.01}),
+    "alpha-1": Trial(words="alpha = 1 (0.1)", fields={"alpha": 1.0}),
+    "k-2": Trial(words="k = 2 (5)", fields={"k": 2}),
+    "k-10": Trial(words="k = 10 (5)", fields={"k": 10}),
+    "context-16": Trial(words="C_m = 16 (64)", fields={"context_dim": 16}),
+    "context-256": Trial(words="C_m = 256 (64)", fields={"context_dim": 256}),
+}
+CEILING = {"truth": Trial(words="trained with the truth", variant="b3", recipe="truth")}
+# Windows that are the same for all clips; the best one on the validation split is then trained on
+# all seeds, as "constant": what a global zoom gives without sampling by the clip.
+CONSTANT = {"constant": Trial(words="trained with the best constant window", variant="b3")}
+WINDOWS = {
+    f"window-{t}-{yx}": Trial(variant="b3", fields={"frozen_zoom": [t, yx]})
+    for t, yx in ((1.0, 1.0), (1.0, 0.85), (0.8, 0.85), (0.8, 0.7), (0.6, 0.7), (1.0, 0.5))
+}
+
+
 def variant_of(config: ModelConfig, variant: str) -> ModelConfig:
     """The model of one row of Table 2.
 
@@ -57,15 +107,14 @@ def with_networks_of(preset: Preset, model: ModelConfig, data: DataConfig) -> Pr
     """
     names = ("n_frames", "frame_stride", "short_side", "crop", "scales", "gray")
     clips = replace(preset.data, **{name: getattr(data, name) for name in names})
-    own = {"n_classes": preset.model.n_classes, "k": preset.model.k}
-    return replace(preset, model=replace(model, **own), data=clips)
+    model = replace(model, n_classes=preset.model.n_classes, k=preset.model.k)
+    return replace(preset, model=model, data=clips)
 
 
 def override(preset: Preset, recipe: str, changes: dict[str, Any]) -> Preset:
     """A preset with fields changed by name, whichever of model, data or training holds each.
 
     Args:
-        preset: where to start.
         recipe: the recipe that is changed, the only one that the result keeps.
         changes: field -> value.
 
@@ -74,15 +123,16 @@ def override(preset: Preset, recipe: str, changes: dict[str, Any]) -> Preset:
     """
     if recipe not in preset.recipes:
         raise ValueError(f"no recipe {recipe!r} here; there are {', '.join(preset.recipes)}")
-    parts = {"model": preset.model, "data": preset.data, "train": preset.recipes[recipe]}
+    configs: list[Any] = [preset.model, preset.data, preset.recipes[recipe]]
     left = dict(changes)
-    for part, config in parts.items():
+    for i, config in enumerate(configs):
         names = {f.name for f in fields(config)} & left.keys()
-        parts[part] = replace(config, **{name: left.pop(name) for name in names})
+        configs[i] = replace(config, **{name: left.pop(name) for name in names})
+    model, data, train = configs
     if left:
-        known = sorted(f.name for config in parts.values() for f in fields(config))
+        known = sorted(f.name for config in configs for f in fields(config))
         raise ValueError(f"no fields {sorted(left)} in model, data or training; there are {known}")
-    return Preset(model=parts["model"], data=parts["data"], recipes={recipe: parts["train"]})
+    return Preset(model=model, data=data, recipes={recipe: train})
 
 
 def to_dict(preset: Preset) -> dict[str, Any]:
@@ -141,7 +191,7 @@ _SYNTHETIC_RECIPES = {
     "authors-2": replace(_AUTHORS, epochs=13, lr=2e-3, lr_theta=2e-4, eval_every=2),
 }  # fmt: skip
 # For days on GPUs: a kill costs some minutes, and the loader has processes of its own.
-_LONG = {"workers": 8, "checkpoint_steps": 500}
+_LONG: dict[str, Any] = {"workers": 8, "checkpoint_steps": 500}
 # The paper's words: end to end, from scratch, in one stage.
 _ALONE_RECIPES = {"paper": TrainConfig(lr_batch=32, **_LONG)}
 _PAPER_RECIPES = _ALONE_RECIPES | {
@@ -162,15 +212,19 @@ _X3D_S_M = ModelConfig(
     detail_size=(16, 144, 144),
 )
 _SS_EFFICIENT = ModelConfig(n_classes=174, synopsis_size=(8, 144, 144), detail_size=(12, 144, 144))
+_MINI = DataConfig(csv="data/mini-kinetics/mini-kinetics.csv")
 _KINETICS = DataConfig(csv="data/kinetics400/kinetics400.csv", test_crops=3)  # Sec. 4.1
 _SSV2 = DataConfig(csv="data/ssv2/ssv2.csv", n_frames=85, flip=False)
+
+
+def _alone(n_classes: int, backbone: str, size: Size) -> ModelConfig:
+    """A single network, as an SNet without DNet."""
+    return ModelConfig(n_classes=n_classes, snet=backbone, dnet=None, synopsis_size=size)
+
+
 PRESETS: dict[str, Preset] = {
     # The built-in videos, a row in two or three minutes on one core.
-    "synthetic": Preset(
-        model=_SYNTHETIC_MODEL,
-        data=_SYNTHETIC_DATA,
-        recipes=_SYNTHETIC_RECIPES,
-    ),
+    "synthetic": Preset(model=_SYNTHETIC_MODEL, data=_SYNTHETIC_DATA, recipes=_SYNTHETIC_RECIPES),
     # The same with glyphs elsewhere that mean nothing.
     "synthetic-distractors": Preset(
         model=_SYNTHETIC_MODEL,
@@ -204,11 +258,7 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     # Table 2 and Table 3a: top-1 74.7, 18.0 G multiply-adds in the paper.
-    "mini-kinetics": Preset(
-        model=ModelConfig(n_classes=200),
-        data=DataConfig(csv="data/mini-kinetics/mini-kinetics.csv"),
-        recipes=_PAPER_RECIPES,
-    ),
+    "mini-kinetics": Preset(model=ModelConfig(n_classes=200), data=_MINI, recipes=_PAPER_RECIPES),
     # Table 1, Kinetics-400: top-1 78.0, 5.4 G a view (of 3). Counted: 7.9 G
     "kinetics400-x3d-s-m": Preset(model=_X3D_S_M, data=_KINETICS, recipes=_PAPER_RECIPES),
     # Table 1, Kinetics-400: top-1 80.6, 39 G a view (of 3). Counted: 13.7 G
@@ -222,48 +272,34 @@ PRESETS: dict[str, Preset] = {
         recipes=_PAPER_RECIPES,
     ),
     # Table 3b, Something-Something V2: top-1 62.5, 22 G. Counted: 24.8 G
-    "ssv2-efficient": Preset(
-        model=_SS_EFFICIENT,
-        data=_SSV2,
-        recipes=_PAPER_RECIPES,
-    ),
+    "ssv2-efficient": Preset(model=_SS_EFFICIENT, data=_SSV2, recipes=_PAPER_RECIPES),
     # Table 3b, Something-Something V1: top-1 49.7, 22 G. The model of ssv2-efficient.
     "ssv1": Preset(
-        model=_SS_EFFICIENT,
-        data=replace(_SSV2, csv="data/ssv1/ssv1.csv"),
-        recipes=_PAPER_RECIPES,
+        model=_SS_EFFICIENT, data=replace(_SSV2, csv="data/ssv1/ssv1.csv"), recipes=_PAPER_RECIPES
     ),
     # Single networks, their frames sampled uniformly. Table 4, TSM: top-1 63.4, 66 G, 24.3 M.
     "tsm-r50": Preset(
-        model=ModelConfig(n_classes=174, snet="resnet50", dnet=None, synopsis_size=(16, 224, 224)),
-        data=_SSV2,
-        recipes=_ALONE_RECIPES,
+        model=_alone(174, "resnet50", (16, 224, 224)), data=_SSV2, recipes=_ALONE_RECIPES
     ),
     # Table 1 and Table 4, TDN-R50: top-1 65.3, 72 G. Counted: 71.3 G
     "tdn-r50": Preset(  # 16 segments of 5 frames, almost one after another in a clip of 85
-        model=ModelConfig(n_classes=174, snet="tdn-r50", dnet=None, synopsis_size=(80, 224, 224)),
-        data=_SSV2,
-        recipes=_PAPER_RECIPES,
+        model=_alone(174, "tdn-r50", (80, 224, 224)), data=_SSV2, recipes=_PAPER_RECIPES
     ),
     # The paper's SNet on Mini-Kinetics (Table 2a, a1): top-1 68.6, 2.2 G.
     "tsm-mn2": Preset(
-        model=ModelConfig(n_classes=200, dnet=None),
-        data=DataConfig(csv="data/mini-kinetics/mini-kinetics.csv"),
-        recipes=_ALONE_RECIPES,
+        model=ModelConfig(n_classes=200, dnet=None), data=_MINI, recipes=_ALONE_RECIPES
     ),
     # X3D at the sizes of its own paper (there 10 clips and 3 crops): top-1 73.3, 76.0, 79.1.
     "x3d-s": Preset(
-        model=ModelConfig(n_classes=400, snet="x3d-s", dnet=None, synopsis_size=(13, 160, 160)),
-        data=_KINETICS,
-        recipes=_ALONE_RECIPES,
+        model=_alone(400, "x3d-s", (13, 160, 160)), data=_KINETICS, recipes=_ALONE_RECIPES
     ),
     "x3d-m": Preset(  # Table 1: 6.2 G
-        model=ModelConfig(n_classes=400, snet="x3d-m", dnet=None, synopsis_size=(16, 256, 256)),
+        model=_alone(400, "x3d-m", (16, 256, 256)),
         data=replace(_KINETICS, short_side=292, crop=256),
         recipes=_ALONE_RECIPES,
     ),
     "x3d-xl": Preset(  # Table 1: 48 G
-        model=ModelConfig(n_classes=400, snet="x3d-xl", dnet=None, synopsis_size=(16, 312, 312)),
+        model=_alone(400, "x3d-xl", (16, 312, 312)),
         data=replace(_KINETICS, short_side=356, crop=312),
         recipes=_ALONE_RECIPES,
     ),

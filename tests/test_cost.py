@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from s2dlib.config import ModelConfig
 from s2dlib.model import build_model
 from s2dlib.presets import PRESETS, VARIANTS
-from s2dlib.report.cost import count, latency, side_by_side, steps
+from s2dlib.report.cost import compare_latency, count, latency, steps
 
 HAND = {  # backbone, frames, side, classes -> multiply-adds (G) and parameters (M)
     ("resnet50", 16, 224, 174): (65.400, 23.865),
@@ -95,7 +95,7 @@ def test_the_steps_that_are_timed_give_what_the_model_gives():
 
 def test_models_are_timed_side_by_side_and_the_steps_of_the_first_with_them():
     models = {name: build_model("synthetic", row) for name, row in (("S2D", "a0"), ("SNet", "a1"))}
-    table = side_by_side(models, (2, 16, 64, 64), "cpu", n_runs=2).set_index("name")
+    table = compare_latency(models, (2, 16, 64, 64), "cpu", n_runs=2).set_index("name")
     steps_of = ["- synopsis sampler", "- SNet", "- detail sampler", "- DNet"]
     assert table.index.tolist() == ["S2D", "SNet", *steps_of]
     assert table["ratio"]["S2D"] == 1 and (table["batch"] == 2).all()

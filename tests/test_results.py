@@ -1,7 +1,9 @@
 """Records are complete or marked unfinished; tables show what was measured and nothing else."""
 
 import os
+import re
 import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,15 +17,17 @@ from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.loader import collate
 from s2dlib.data.synthetic import write_dataset
 from s2dlib.model import build_model
-from s2dlib.presets import PRESETS
+from s2dlib.presets import PRESETS, VARIANTS, WINDOWS
 from s2dlib.report import records
-from s2dlib.report.looking import by_thirds, metrics_of, where_it_looks
+from s2dlib.report.looking import metrics_of, sampling_locations, top1_by_thirds
 from s2dlib.report.records import command, load_run, provenance, read_records, write_record
 from s2dlib.report.tables import (
-    against_full_model,
-    beside_paper,
+    CONTROLS,
+    PARTS,
     comparisons,
     difference,
+    full_model_comparison,
+    paper_comparison,
     paper_table,
     table2,
     to_markdown,
@@ -33,7 +37,8 @@ from s2dlib.sampler import Extent, frozen_theta
 from s2dlib.training.checkpoints import write_weights
 from s2dlib.training.evaluation import evaluate
 
-PAPER = Path(__file__).resolve().parents[1] / "results" / "paper.csv"
+ROOT = Path(__file__).resolve().parents[1]
+PAPER = ROOT / "results" / "paper.csv"
 
 
 @pytest.fixture
@@ -214,7 +219,7 @@ def test_controls_and_trials_stand_beside_the_full_model_of_their_seed(record, t
     record("a0", 0, 99.0, run="synthetic-k-2-0", test_split="val")  # not of the test split
     kinds = {"full": "a0", "another's": "top1_shuffled", "linear": "linear", "FC": "fc"}
     kinds |= {"k": "k-2", "never": "no-such"}
-    table = against_full_model(read_records(tmp_path), "synthetic", kinds, ["top5"])
+    table = full_model_comparison(read_records(tmp_path), "synthetic", kinds, ["top5"])
     table = table.set_index("what")
     assert table.loc["full", ["top1", "n_seeds", "a0_minus"]].tolist() == [82, 2, 0]
     assert table.loc["another's", ["top1", "a0_minus", "interval"]].tolist() == [52, 30, 0]
@@ -223,16 +228,31 @@ def test_controls_and_trials_stand_beside_the_full_model_of_their_seed(record, t
     assert table.loc[["k", "never"], ["top1", "a0_minus"]].isna().all(axis=None)
 
 
+def test_every_line_of_parts_and_controls_is_a_run_of_the_graph_and_the_other_way_round(tmp_path):
+    for name in ("Snakefile", "s2dlib", "notebooks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "2"]
+    command += ["--config", "seeds=1", "other_seeds=1", "trial_seeds=1"]
+    home = dict(os.environ, HOME="/nowhere")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=home)
+    assert done.returncode == 0, done.stderr
+    planned = set(re.findall(r"runs/synthetic-(\S+)-0/metrics.json", done.stdout + done.stderr))
+    starts = {"snet", "closeups", "zoom", "authors1"}  # stages before a run that a table shows
+    shown = {*PARTS.values(), *(kind for kind in CONTROLS.values() if kind[:5] != "top1_")}
+    assert shown - {"a0"} == planned - {*VARIANTS, *WINDOWS, *starts}
+    assert "a0" in planned and planned >= {*VARIANTS, *WINDOWS, *starts}
+
+
 def test_a_line_of_the_paper_gets_our_number_only_from_a_run_of_its_preset(record, tmp_path):
     paper = paper_table(PAPER)
     record("a0", 0, 50.0)
     run = record("a0", 0, 70.0, run="ssv2-a0-0")
     for name in ("config.json", "metrics.json"):
         (run / name).write_text((run / name).read_text().replace('"synthetic"', '"ssv2"'))
-    lines = beside_paper(read_records(tmp_path), paper, "1-ssv2").set_index("row")
+    lines = paper_comparison(read_records(tmp_path), paper, "1-ssv2").set_index("row")
     assert lines["our_top1"].dropna().to_dict() == {"S2DNet MN2/R50": 70}
     assert lines.loc["S2DNet MN2/R50", "top1"] == 66.4 and "params" not in lines
-    assert beside_paper(read_records(tmp_path), paper, "3a")["our_top1"].isna().all()
+    assert paper_comparison(read_records(tmp_path), paper, "3a")["our_top1"].isna().all()
 
 
 def test_the_command_of_a_run_names_its_preset_row_and_csv():
@@ -273,8 +293,8 @@ def test_where_it_looks_is_the_same_whatever_the_batch_and_knows_no_truth_withou
     config = replace(PRESETS["synthetic"].data, csv=str(clips), cache=None)
     test = VideoDataset(config, "test", train=False)
     model = build_model("synthetic").eval()
-    table = where_it_looks(model, test)
-    pd.testing.assert_frame_equal(table, where_it_looks(model, test, batch_size=7), rtol=1e-3)
+    table = sampling_locations(model, test)
+    pd.testing.assert_frame_equal(table, sampling_locations(model, test, batch_size=7), rtol=1e-3)
     assert table["label"].tolist() == test.table["label"].tolist()
     assert table["looks_t"].between(0, 64).all() and table["looks_y"].between(0, 72).all()
     assert {"t", "size", "distance_t", "iou_yx"} <= set(table.columns)
@@ -285,7 +305,9 @@ def test_where_it_looks_is_the_same_whatever_the_batch_and_knows_no_truth_withou
     text = Path(clips).read_text().replace(",t,", ",moment,", 1)
     (unknown := Path(clips).with_name("unknown.csv")).write_text(text)
     test = VideoDataset(replace(config, csv=str(unknown)), "test", train=False)
-    assert not test.has_truth and not {"t", "distance_t"} & set(where_it_looks(model, test).columns)
+    assert not test.has_truth and not {"t", "distance_t"} & set(
+        sampling_locations(model, test).columns
+    )
 
 
 def test_controls_give_each_clip_its_theta_when_one_cannot_be_read(clips):
@@ -346,6 +368,6 @@ def test_controls_exchange_theta_and_nothing_else(clips, n_crops, monkeypatch):
 def test_thirds_of_the_clips_are_ranges_of_the_detail():
     clips = pd.DataFrame({"size": range(1, 10), "theta": "learned", "seed": 0})
     clips["right"] = [100.0, 0, 0, 100, 100, 0, 100, 100, 100]
-    table = by_thirds(clips, "size")
+    table = top1_by_thirds(clips, "size")
     assert table["size"].astype(str).tolist() == ["1-4", "4-6", "6-9"]
     assert table["top1"].round().tolist() == [33, 67, 100]

@@ -14,14 +14,14 @@ from functools import partial
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2dlib.model import S2DNet, scale_of
 from s2dlib.sampler import Extent, check_clips
 
-PARTS = {  # name -> module
+MODULES = {  # name -> module
     "SNet backbone": "snet.backbone",
     "SNet classifier": "snet.classifier",
     "theta head": "snet.theta_head",
@@ -61,33 +61,25 @@ def count(model: S2DNet, T: int, H: int, W: int, channels: int = 3) -> pd.DataFr
 
     in_time = channels * model.config.detail_size[0] * T * H * W  # G_t I
     rows = []
-    for part, path in PARTS.items():
+    for part, path in MODULES.items():
         n = macs(path)
         if path == "detail_sampler" and n:
             n = in_time if part == "time filter" else n - in_time
-        rows.append({"part": part, "gmacs": n / 1e9, "mparams": _parameters(model, path) / 1e6})
+        named = model.named_parameters()
+        n_parameters = sum(p.numel() for name, p in named if name.startswith(f"{path}."))
+        rows.append({"part": part, "gmacs": n / 1e9, "mparams": n_parameters / 1e6})
     return pd.DataFrame(rows)
-
-
-def _parameters(model: nn.Module, path: str) -> int:
-    """Parameters of a module by its path; none where the model lacks it."""
-    module: nn.Module | None = model
-    for name in path.split("."):
-        module = getattr(module, name, None)
-    return sum(p.numel() for p in module.parameters()) if module is not None else 0
 
 
 def steps(model: S2DNet, frames: Tensor) -> dict[str, Callable[[], object]]:
     """The steps of Fig. 2 as calls, each with what the steps before it gave.
 
-    Args:
-        model: with both networks, on the device of the frames.
-        frames: raw frames I. (B, C, T, H, W)
+    frames: raw frames I, on the device of the model, which has both networks. (B, C, T, H, W)
     """
-    n = check_clips(frames, None)
+    assert model.snet is not None and model.dnet is not None
+    n, scale = check_clips(frames, None), scale_of(frames)
     with torch.no_grad():
         out = model.eval()(frames)
-        scale = scale_of(frames)
         synopsis = model.normalise(out.synopsis_frames, scale)
         volume = model.normalise(out.detail_volume, scale)
     return {
@@ -106,24 +98,21 @@ def latency(
 
     Args:
         calls: by name; models are to be in evaluation mode.
-        device: where they compute; "cuda" is timed by its own events.
         n_runs: of each, after two that are not counted.
 
     Returns:
         name, ms (median) and ms_iqr (interquartile range).
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(n_runs + 2):
-        for name, call in calls.items():
-            times[name].append(_milliseconds(call, device))
-    quartiles = pd.DataFrame(times)[2:].quantile([0.25, 0.5, 0.75])
-    spread = quartiles.loc[0.75] - quartiles.loc[0.25]
-    ms = {"name": list(calls), "ms": quartiles.loc[0.5].values, "ms_iqr": spread.values}
-    return pd.DataFrame(ms)
+    turns = [
+        {name: milliseconds(call, device) for name, call in calls.items()}
+        for _ in range(n_runs + 2)
+    ]
+    low, ms, high = pd.DataFrame(turns)[2:].quantile([0.25, 0.5, 0.75]).to_numpy()
+    return pd.DataFrame({"name": list(calls), "ms": ms, "ms_iqr": high - low})
 
 
 @torch.no_grad()
-def side_by_side(
+def compare_latency(
     models: Mapping[str, S2DNet], size: tuple[int, int, int, int], device: str, n_runs: int
 ) -> pd.DataFrame:
     """Latency of whole models on random frames, and of the steps of the first, S2DNet.
@@ -132,8 +121,7 @@ def side_by_side(
 
     Args:
         models: by name; moved to the device.
-        size: of the raw frames: clips, frames, rows, columns.
-        n_runs: as in latency.
+        size: B, T, H, W of the raw frames.
 
     Returns:
         name (steps indented), ms, ms_iqr, ratio (to the first model) and batch.
@@ -141,7 +129,9 @@ def side_by_side(
     B, *extent = size
     frames = torch.randint(256, (B, 3, *extent), dtype=torch.uint8, device=device)
     autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
-    calls = {name: partial(model.to(device).eval(), frames) for name, model in models.items()}
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(model.to(device).eval(), frames) for name, model in models.items()
+    }
     with autocast:
         inner = steps(next(iter(models.values())), frames)
     calls |= {f"- {name}": step for name, step in inner.items()}
@@ -150,12 +140,12 @@ def side_by_side(
     return table.assign(ratio=table["ms"] / table["ms"][0], batch=B)
 
 
-def _milliseconds(call: Callable[[], object], device: str) -> float:
+def milliseconds(call: Callable[[], object], device: str) -> float:
     """Of one call; on CUDA between two events of its stream."""
     if torch.device(device).type != "cuda":
-        start = time.perf_counter()
+        begin = time.perf_counter()
         call()
-        return 1e3 * (time.perf_counter() - start)
+        return 1e3 * (time.perf_counter() - begin)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     call()

@@ -21,6 +21,7 @@ from torch import Tensor
 from s2dlib.model import Output
 from s2dlib.sampler import Theta, grid_centres, uniform_times
 
+Colour = tuple[float, float, float]  # red, green, blue
 BLUE, ORANGE, GREEN, RED = sns.color_palette("colorblind")[:4]
 FONT = 9  # points; nothing is smaller than 8
 GAP = 0.06  # between the frames of a strip, in frame widths
@@ -33,7 +34,7 @@ def frame_strip(
     title: str = "",
     labels: Sequence[str] | None = None,
 ) -> Axes:
-    """Frames side by side.
+    """Frames beside each other.
 
     Args:
         frames: uint8, or float in [0, 1]; one channel is gray. (C, T, H, W)
@@ -49,23 +50,18 @@ def frame_strip(
     ax.set(xlim=(0, (len(images) - 1) * step + W), ylim=(H, 0))
     names = [str(i) for i in indices] if labels is None else labels
     ax.set_xticks([n * step + W / 2 for n in range(len(images))], names, fontsize=FONT)
-    return _bare(ax, title)
+    return _hide_axes(ax, title)
 
 
 def filter_bank(ax: Axes, G: Tensor, axis: str) -> Axes:
-    """The weights of a bank of filters, a row an output (Eq. 7).
+    """The weights of a bank of filters along an axis ("frame", "row", "column"), Eq. 7.
 
-    Args:
-        G: one bank. (n_out, n_in)
-        axis: what it filters, for the labels: "frame", "row", "column".
+    G: a row an output. (n_out, n_in)
     """
     n_out, n_in = G.shape
-    image = ax.imshow(
-        G.detach().cpu().numpy(), cmap="viridis", aspect="auto", extent=(0, n_in, n_out, 0), vmin=0
-    )
-    ax.set_xlabel(f"raw {axis}", fontsize=FONT)
-    ax.set_ylabel(f"detail {axis}", fontsize=FONT)
-    ax.tick_params(labelsize=FONT)
+    weights, extent = G.detach().cpu().numpy(), (0, n_in, n_out, 0)
+    image = ax.imshow(weights, cmap="viridis", aspect="auto", extent=extent, vmin=0)
+    label_axes(ax, f"raw {axis}", f"detail {axis}")
     ax.grid(False)
     bar = ax.figure.colorbar(image, ax=ax)
     bar.set_label("weight", fontsize=FONT)
@@ -82,16 +78,15 @@ def time_ticks(
     seconds: float | None = None,
     truth: tuple[float, float] | None = None,
 ) -> Axes:
-    """Where SNet's uniform frames and DNet's detail frames lie over the clip.
+    """Where SNet's uniform frames and DNet's detail frames lie over the clip of T raw frames.
 
     Args:
-        T: raw frames of the clip.
         seconds: of one raw frame, frame_stride / fps; None: the axis counts frames.
         truth: where the detail is known to be, shaded; first frame and end, in raw frames.
     """
     unit = seconds or 1.0
     uniform = _uniform_times(T, T_S) * unit
-    detail = _detail_times(theta, T, T_D).numpy() * unit
+    detail = detail_times(theta, T, T_D).numpy() * unit
     ax.axvspan(0, T * unit, color="0.93", zorder=0)
     if truth is not None:
         ax.axvspan(truth[0] * unit, truth[1] * unit, color=GREEN, alpha=0.35, lw=0, zorder=1)
@@ -102,43 +97,38 @@ def time_ticks(
     margin = 0.01 * (last - first)
     ax.set(xlim=(first - margin, last + margin), ylim=(-0.6, 1.6))
     ax.set_yticks([1, 0], ["uniform", "detail"], fontsize=FONT)
-    label = "raw frame of the clip" if seconds is None else "time in the clip (s)"
-    ax.set_xlabel(label, fontsize=FONT)
-    ax.tick_params(axis="x", labelsize=FONT)
-    ax.tick_params(axis="y", length=0)
-    ax.grid(False)
-    return ax
+    return _named_rows(ax, "raw frame of the clip" if seconds is None else "time in the clip (s)")
+
+
+def detail_box(
+    theta: Theta, z: int, extent: Sequence[int], size: Sequence[int]
+) -> tuple[float, float, float, float]:
+    """What detail frame z covers, in raw pixels: y and x of its middle, height, width.
+
+    extent: H, W of the raw frames. size: (T_D, H_D, W_D).
+    """
+    (H, W), (_, H_D, W_D) = extent, size
+    mu_y, mu_x = theta.mu_y[z].item(), theta.mu_x[z].item()
+    return mu_y * H, mu_x * W, H_D * theta.delta_y[z].item(), W_D * theta.delta_x[z].item()
 
 
 def boxes(ax: Axes, frame: Tensor, theta: Theta, z: int, size: tuple[int, int, int]) -> Axes:
-    """The box that detail frame z covers, on a raw frame.
+    """The box that detail frame z (from 0) covers, on a raw frame.
 
     Args:
         frame: uint8, or float in [0, 1]. (C, H, W)
-        z: the detail frame, from 0.
         size: (T_D, H_D, W_D)
     """
-    (H, W), (_, H_D, W_D) = frame.shape[-2:], size
-    height, width = H_D * theta.delta_y[z].item(), W_D * theta.delta_x[z].item()
-    top, left = theta.mu_y[z].item() * H - height / 2, theta.mu_x[z].item() * W - width / 2
+    H, W = frame.shape[-2:]
     ax.imshow(_image(frame), extent=(0, W, H, 0))
-    for colour, line in (("white", 3.5), (BLUE, 2)):  # a white rim: seen on any picture
-        ax.add_patch(Rectangle((left, top), width, height, fill=False, ec=colour, lw=line))
+    _draw_box(ax, detail_box(theta, z, (H, W), size), BLUE)
     ax.set(xlim=(0, W), ylim=(H, 0), xticks=[])
-    return _bare(ax, "")
+    return _hide_axes(ax, "")
 
 
 def true_square(ax: Axes, y: float, x: float, side: float) -> Axes:
-    """Where the detail is known to be, on a raw frame that boxes has drawn.
-
-    Args:
-        y, x: of its centre, raw pixels.
-        side: raw pixels.
-    """
-    for colour, line in (("white", 3.5), (GREEN, 2)):  # a white rim, as of the boxes
-        corner = (x - side / 2, y - side / 2)
-        ax.add_patch(Rectangle(corner, side, side, fill=False, ec=colour, lw=line))
-    return ax
+    """Where the detail is known to be, on a raw frame; y, x of its centre and side in pixels."""
+    return _draw_box(ax, (y, x, side, side), GREEN)
 
 
 def topk_bars(
@@ -154,29 +144,24 @@ def topk_bars(
         label: the true action; None: it is not known.
     """
     shown = p_before.topk(min(k, len(p_before))).indices.tolist()
-    shown += [] if label in shown or label is None else [label]
+    shown += [] if label in (None, *shown) else [label]
     for y, n in enumerate(shown):
         colour = RED if n == label else BLUE
         for p, offset, alpha in ((p_before[n], -0.2, 0.4), (p_after[n], 0.2, 1.0)):
             ax.barh(y + offset, float(p), height=0.38, color=colour, alpha=alpha, lw=0)
             ax.text(float(p) + 0.01, y + offset, f"{p:.2f}", va="center", fontsize=8)
     words = [textwrap.shorten(names[n], 42, placeholder=" …") for n in shown]
-    if label is not None:
-        words[shown.index(label)] += " (true)"
+    words = [f"{w} (true)" if n == label else w for n, w in zip(shown, words, strict=True)]
     ax.set_yticks(range(len(shown)), [textwrap.fill(w, 28) for w in words], fontsize=FONT)
     if label is not None:
         ax.get_yticklabels()[shown.index(label)].set_color(RED)
     ax.set(xlim=(0, 1.12), xticks=[0, 0.5, 1], ylim=(len(shown) - 0.5, -0.5))
-    ax.set_xlabel("probability", fontsize=FONT)
-    ax.tick_params(axis="x", labelsize=FONT)
-    ax.tick_params(axis="y", length=0)
-    ax.grid(False)
     ax.spines[["top", "right"]].set_visible(False)
     keys = [Patch(fc="0.3", alpha=0.4, label="before: SNet"), Patch(fc="0.3", label="after: DNet")]
     ax.legend(
         handles=keys, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), frameon=False
     )
-    return ax
+    return _named_rows(ax, "probability")
 
 
 def theta_text(theta: Theta) -> str:
@@ -217,61 +202,85 @@ def figure4(
     """
     if out.theta is None or out.logits is None:
         raise ValueError("Fig. 4 needs SNet and DNet: no picture for rows a1 and a2 of Table 2")
-    scale = 1.0 if frames.is_floating_point() else 255.0
-    synopsis, detail = (
-        v[i].detach().cpu().float() / scale for v in (out.synopsis_frames, out.detail_volume)
-    )  # (C, T_S, H_S, W_S), (C, T_D, H_D, W_D)
+    clip = {k: v[i].detach().cpu().float() for k, v in vars(out).items() if torch.is_tensor(v)}
     theta = out.theta.map(lambda v: v[i].detach().cpu().float())
+    unit = 1.0 if frames.is_floating_point() else 255.0
+    synopsis, detail = clip["synopsis_frames"] / unit, clip["detail_volume"] / unit
     (T, H, W), (T_S, H_S, W_S), (T_D, H_D, W_D) = (v.shape[1:] for v in (frames, synopsis, detail))
     n = min(8, T_S, T_D)  # columns
     at_S, at_D = (torch.linspace(0, last - 1, n).round().int().tolist() for last in (T_S, T_D))
-    times = _detail_times(theta, T, T_D)  # (T_D,)
+    times = detail_times(theta, T, T_D)[at_D].clamp(0, T - 1)  # beyond the clip: its border
     stamps = [  # below the frames of either strip
         [f"{float(t) * seconds:.2f} s" if seconds else f"frame {int(t)}" for t in row]
-        for row in (_uniform_times(T, T_S)[at_S], times[at_D].clamp(0, T - 1))  # beyond: the border
+        for row in (_uniform_times(T, T_S)[at_S], times)
     ]
-
-    width = 10.0  # inches
-    column = 0.96 * width / (n + (n - 1) * GAP)
-    heights = [column * H_S / W_S, column * H / W, column * H_D / W_D, 1.9]
-    spaces = [0.85, 0.5, 0.28, 0.75, 0.5]  # above each row, and below the last; inches
-    figure = plt.figure(figsize=(width, sum(heights) + sum(spaces)))
-    total, bottoms, top = figure.get_figheight(), [], 0.0
-    for height, space in zip(heights, spaces, strict=False):
-        top += space + height
-        bottoms.append(1 - top / total)
-
-    def place(row: int, left: float, right: float, height: float | None = None) -> Axes:
-        extent = (heights[row] if height is None else height) / total
-        return figure.add_axes(
-            (left, bottoms[row] + heights[row] / total - extent, right - left, extent)
-        )
-
+    page, words = _Page(n, [H_S / W_S, H / W, H_D / W_D]), theta_text(theta)
     title = f"What SNet sees: uniform frames, {W_S} x {H_S}"
-    frame_strip(place(0, 0.02, 0.98), synopsis, at_S, title, stamps[0])
-    for x, z in enumerate(at_D):
-        left = 0.02 + x * column * (1 + GAP) / width
-        raw = int(times[z].clamp(0, T - 1))
-        ax = boxes(place(1, left, left + column / width), frames[:, raw], theta, z, (T_D, H_D, W_D))
-        if square is not None and truth is not None and truth[0] <= times[z] <= truth[1]:
-            true_square(ax, *square)
+    frame_strip(page.axes(0), synopsis, at_S, title, stamps[0])
+    _box_row(page, frames, theta, at_D, (T_D, H_D, W_D), truth and square and (*truth, *square))
+    frame_strip(page.axes(2), detail, at_D, f"What DNet sees: details, {W_D} x {H_D}", stamps[1])
+    ax = time_ticks(page.axes(3, 0.085, 0.5, 0.75), theta, T, T_S, T_D, seconds, truth)
+    ax.text(0, -0.75, words, transform=ax.transAxes, va="top", size=FONT, linespacing=1.5)
+    _verdicts(page, clip, class_names, label)
+    return page.figure
+
+
+class _Page:
+    """Rows of Fig. 4: two strips of n frames, boxes on frames between them, and the rest."""
+
+    WIDTH, LAST = 10.0, 1.9  # inches: of the page; height of the last row
+    SPACES = (0.85, 0.5, 0.28, 0.75, 0.5)  # above each row, and below the last; inches
+
+    def __init__(self, n: int, aspects: Sequence[float]) -> None:
+        self.column = 0.96 * self.WIDTH / (n + (n - 1) * GAP)  # a frame of a strip, inches
+        self.heights = [*(self.column * aspect for aspect in aspects), self.LAST]
+        self.total = sum(self.heights) + sum(self.SPACES)
+        self.figure = plt.figure(figsize=(self.WIDTH, self.total))
+
+    def axes(
+        self, row: int, left: float = 0.02, right: float = 0.98, height: float | None = None
+    ) -> Axes:
+        """Axes at the top of a row; edges as shares of the page, height in inches."""
+        top = sum(self.SPACES[: row + 1]) + sum(self.heights[:row])
+        height = self.heights[row] if height is None else height
+        bottom = 1 - (top + height) / self.total
+        return self.figure.add_axes((left, bottom, right - left, height / self.total))
+
+
+def _box_row(
+    page: _Page,
+    frames: Tensor,
+    theta: Theta,
+    shown: Sequence[int],
+    size: tuple[int, int, int],
+    known: tuple[float, ...] | None,
+) -> None:
+    """Row 1 of Fig. 4: boxes of the detail frames shown; known: truth and square of figure4."""
+    T, H, W = frames.shape[1:]
+    times = detail_times(theta, T, size[0])  # (T_D,)
+    for x, z in enumerate(shown):
+        left = 0.02 + x * page.column * (1 + GAP) / page.WIDTH
+        ax = page.axes(1, left, left + page.column / page.WIDTH)
+        boxes(ax, frames[:, int(times[z].clamp(0, T - 1))], theta, z, size)
+        if known and known[0] <= times[z] <= known[1]:
+            true_square(ax, *known[2:])
         if x == 0:
-            _bare(ax, f"Where DNet looks: boxes on the raw frames, {W} x {H}")
-    title = f"What DNet sees: details, {W_D} x {H_D}"
-    frame_strip(place(2, 0.02, 0.98), detail, at_D, title, stamps[1])
-    ax = time_ticks(place(3, 0.085, 0.5, 0.75), theta, T, T_S, T_D, seconds, truth)
-    words = {"transform": ax.transAxes, "va": "top", "fontsize": FONT, "linespacing": 1.5}
-    ax.text(0, -0.75, theta_text(theta), words)
-    p, p_hat = out.logits[i].detach().cpu().float().softmax(0), out.scores[i].detach().cpu().float()
-    k = int(out.topk_mask[i].sum())
-    topk_bars(place(3, 0.71, 0.97), class_names, p, p_hat, label, k)
+            _hide_axes(ax, f"Where DNet looks: boxes on the raw frames, {W} x {H}")
+
+
+def _verdicts(
+    page: _Page, clip: dict[str, Tensor], class_names: Sequence[str], label: int | None
+) -> None:
+    """Fig. 4's bars, and its title: what SNet and S2DNet say."""
+    p, p_hat, k = clip["logits"].softmax(0), clip["scores"], int(clip["topk_mask"].sum())
+    topk_bars(page.axes(3, 0.71, 0.97), class_names, p, p_hat, label, k)
     title = f"SNet: {class_names[int(p.argmax())]}; S2DNet: {class_names[int(p_hat.argmax())]}"
     title = title if label is None else f"true: {class_names[label]}; {title}"
-    figure.text(0.02, 1 - 0.15 / total, textwrap.fill(title, 120), fontsize=FONT + 2, va="top")
-    return figure
+    y = 1 - 0.15 / page.total
+    page.figure.text(0.02, y, textwrap.fill(title, 120), fontsize=FONT + 2, va="top")
 
 
-def _detail_times(theta: Theta, T: int, T_D: int) -> Tensor:
+def detail_times(theta: Theta, T: int, T_D: int) -> Tensor:
     """p_t, where each detail frame is centred, in raw frames. (T_D,)"""
     return grid_centres(theta.mu_t.detach().cpu(), theta.delta_t.detach().cpu(), T_D, T)
 
@@ -287,7 +296,32 @@ def _image(frame: Tensor) -> np.ndarray:
     return (image.clamp(0, 1) if image.is_floating_point() else image).numpy()
 
 
-def _bare(ax: Axes, title: str) -> Axes:
+def _draw_box(ax: Axes, box: tuple[float, float, float, float], colour: Colour) -> Axes:
+    """Draw y, x of the middle, height, width; with a white rim, seen on any picture."""
+    y, x, height, width = box
+    for edge, line in (("white", 3.5), (colour, 2)):
+        corner = (x - width / 2, y - height / 2)
+        ax.add_patch(Rectangle(corner, width, height, fill=False, ec=edge, lw=line))
+    return ax
+
+
+def label_axes(ax: Axes, x: str, y: str) -> None:
+    """Words along both axes, and all their text in FONT."""
+    ax.set_xlabel(x, fontsize=FONT)
+    ax.set_ylabel(y, fontsize=FONT)
+    ax.tick_params(labelsize=FONT)
+
+
+def _named_rows(ax: Axes, x: str) -> Axes:
+    """Words along x; the rows have names, and no ticks."""
+    ax.set_xlabel(x, fontsize=FONT)
+    ax.tick_params(axis="x", labelsize=FONT)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False)
+    return ax
+
+
+def _hide_axes(ax: Axes, title: str) -> Axes:
     """Pictures: no frame, no grid, no vertical ticks; the title at the left."""
     ax.set_yticks([])
     ax.tick_params(length=0)

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2dlib.model import Output
-from s2dlib.report.figures import BLUE, _detail_times
+from s2dlib.report.figures import BLUE, detail_box, detail_times
+
+GAP, BAR = 8, 16  # pixels between the pictures, and below them
 
 
 def film(frames: Tensor, out: Output, *, i: int = 0, height: int = 224) -> Tensor:
@@ -26,31 +28,23 @@ def film(frames: Tensor, out: Output, *, i: int = 0, height: int = 224) -> Tenso
     Returns:
         uint8. (T, height + 16, W_film, 3)
     """
-    scale = 255.0 if frames.is_floating_point() else 1.0
+    assert out.theta is not None and out.detail_volume is not None
     theta = out.theta.map(lambda v: v[i].detach().cpu().float())
-    clip, detail = (  # (T, 3, height, .) and (T_D, 3, height, .), uint8
-        F.interpolate(
-            (v.detach().cpu().float() * scale).transpose(0, 1).expand(-1, 3, -1, -1),
-            (height, round(v.shape[-1] * height / v.shape[-2])),
-        ).round().clamp(0, 255).byte()
-        for v in (frames, out.detail_volume[i])
-    )  # fmt: skip
-    (T, H, W), (T_D, H_D, W_D) = frames.shape[1:], out.detail_volume.shape[2:]
-    times = _detail_times(theta, T, T_D)  # (T_D,)
-    gap, bar = 8, 16
-    right = clip.shape[3] + gap
+    volume, unit = out.detail_volume[i], 255.0 if frames.is_floating_point() else 1.0
+    clip, detail = (_resize(v.detach().cpu().float() * unit, height) for v in (frames, volume))
+    (T, H, W), W_clip = frames.shape[1:], clip.shape[3]
+    times, right = detail_times(theta, T, volume.shape[1]), W_clip + GAP  # (T_D,)
     width = right + detail.shape[3]
-    shots = torch.full((T, 3, height + bar, width), 255, dtype=torch.uint8)
-    blue, scales = (255 * torch.tensor(BLUE)).byte()[:, None, None], (height / H, clip.shape[3] / W)
+    shots = torch.full((T, 3, height + BAR, width), 255, dtype=torch.uint8)
+    blue = (255 * torch.tensor(BLUE)).byte()[:, None, None]
     for t, shot in enumerate(shots):
         far, z = (times - (t + 0.5)).abs().min(0)
         seen = float(far) <= max(0.5, float(theta.delta_t) / 2)
-        shot[:, :height, : clip.shape[3]] = clip[t]
+        shot[:, :height, :W_clip] = clip[t]
         shot[:, :height, right:] = detail[z] if seen else detail[z] // 3
         if seen:
-            centre = (theta.mu_y[z] * H, theta.mu_x[z] * W)
-            half = (theta.delta_y[z] * H_D / 2, theta.delta_x[z] * W_D / 2)
-            _outline(shot[:, :height, : clip.shape[3]], centre, half, scales, blue)
+            box = detail_box(theta, int(z), (H, W), volume.shape[1:])
+            _outline(shot[:, :height, :W_clip], box, (height / H, W_clip / W), blue)
         shot[:, height + 6 : height + 11] = 230
         for moment in times.clamp(0, T) / T * (width - 2):
             shot[:, height + 4 : height + 13, int(moment) : int(moment) + 2] = blue
@@ -59,26 +53,31 @@ def film(frames: Tensor, out: Output, *, i: int = 0, height: int = 224) -> Tenso
     return shots.permute(0, 2, 3, 1)
 
 
+def _resize(clip: Tensor, height: int) -> Tensor:
+    """(C, T, H, W), C 1 or 3 -> uint8 colour pictures of a height. (T, 3, height, W')"""
+    size = (height, round(clip.shape[-1] * height / clip.shape[-2]))
+    pictures = F.interpolate(clip.transpose(0, 1).expand(-1, 3, -1, -1), size)
+    return pictures.round().clamp(0, 255).byte()
+
+
 def _outline(
     image: Tensor,
-    centre: tuple[Tensor, Tensor],
-    half: tuple[Tensor, Tensor],
+    box: tuple[float, float, float, float],
     scales: tuple[float, float],
     colour: Tensor,
 ) -> None:
-    """Draw a rectangle into an image, in place, moved to the border where it leaves the image.
+    """Draw a box into an image, in place, moved to the border where it leaves the image.
 
     Args:
         image: uint8. (3, h, w)
-        centre, half: its middle and half of its sides, down and across, in raw pixels.
-        scales: of the image, pixels a raw pixel.
+        box: of detail_box: y, x of its middle, height, width; raw pixels.
+        scales: of the image, pixels a raw pixel: down, across.
         colour: (3, 1, 1)
     """
-    ends = [
-        sorted(int(min(max(float(c + sign * s) * k, 0), n - 2)) for sign in (-1, 1))
-        for c, s, k, n in zip(centre, half, scales, image.shape[1:], strict=True)
-    ]
-    (top, bottom), (left, right) = ends
+    (top, bottom), (left, right) = (
+        [int(min(max((middle + half) * k, 0), n - 2)) for half in (-side / 2, side / 2)]
+        for middle, side, k, n in zip(box[:2], box[2:], scales, image.shape[1:], strict=True)
+    )
     for y in (top, bottom):
         image[:, y : y + 2, left : right + 2] = colour
     for x in (left, right):

@@ -11,27 +11,21 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
 
-from s2dlib.report.figures import BLUE, FONT, ORANGE
+from s2dlib.report.figures import BLUE, FONT, ORANGE, label_axes
 
 
 def curves(ax: Axes, history: pd.DataFrame, columns: Sequence[str], label: str) -> Axes:
-    """Columns of a run's history over its epochs.
-
-    Args:
-        history: history.csv, with a column epoch.
-        label: of the vertical axis, with its unit.
-    """
+    """Columns of a run's history.csv over its epochs; label: their unit."""
     if missing := sorted(set(columns) - set(history.columns)):
         raise ValueError(f"no column {missing} in the history; it has {', '.join(history.columns)}")
     for n, name in enumerate(columns):
         style, colour = ["-", "--", ":", "-."][n % 4], sns.color_palette("colorblind")[n % 10]
         rows = history.dropna(subset=[name])  # some columns are measured every few epochs
         ax.plot(rows["epoch"], rows[name], style, color=colour, marker=".", label=name)
-    ax.set_xlabel("epoch", fontsize=FONT)
-    ax.set_ylabel(label, fontsize=FONT)
-    ax.tick_params(labelsize=FONT)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    label_axes(ax, "epoch", label)
+    ax.locator_params(axis="x", integer=True)
     ax.legend(fontsize=FONT, frameon=False)
     return ax
 
@@ -45,14 +39,12 @@ LOOKING = {  # columns of a history on synthetic clips -> what they are
 }
 
 
-def learning_to_look(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axes]:
-    """Where the sampled volume lies and how closely it looks, over training.
+def theta_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axes]:
+    """Where the sampled volume lies and how closely it looks, over training; mean and sd over runs.
 
     Args:
         axes: one for each of LOOKING.
         history: the evaluated epochs of several runs; columns epoch, theta (words), and LOOKING's.
-
-    Lines are means over the runs of each theta, bands one standard deviation.
     """
     order = _learned_first(history)
     for ax, (column, label) in zip(axes, LOOKING.items(), strict=True):
@@ -60,16 +52,14 @@ def learning_to_look(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Ax
             history, x="epoch", y=column, hue="theta", style="theta", hue_order=order,
             style_order=order, errorbar="sd", markers=True, ax=ax, legend=ax is axes[0],
         )  # fmt: skip
-        ax.set_xlabel("epoch", fontsize=FONT)
-        ax.set_ylabel(label, fontsize=FONT)
-        ax.tick_params(labelsize=FONT)
+        label_axes(ax, "epoch", label)
         ax.set_ylim(0, None)
     axes[0].legend(title=None, fontsize=FONT, frameon=False)
     return axes
 
 
 def accuracy_by(ax: Axes, means: pd.DataFrame, label: str) -> Axes:
-    """Top-1 in groups of clips, a bar a theta; means over seeds, and one standard deviation.
+    """Top-1 in groups of clips, a bar a theta; mean and sd over seeds.
 
     Args:
         means: columns theta (words), top1 (percent) and, first, the group.
@@ -79,18 +69,15 @@ def accuracy_by(ax: Axes, means: pd.DataFrame, label: str) -> Axes:
     sns.barplot(
         means, x=means.columns[0], y="top1", hue="theta", hue_order=order, errorbar="sd", ax=ax
     )
-    ax.set_xlabel(label, fontsize=FONT)
-    ax.set_ylabel("top-1 (%)", fontsize=FONT)
-    ax.tick_params(labelsize=FONT)
+    label_axes(ax, label, "top-1 (%)")
     ax.legend(title=None, fontsize=FONT, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
 def accuracy_cost(ax: Axes, lines: pd.DataFrame, title: str) -> Axes:
-    """Accuracy against cost, as printed in the paper and, where measured, as found here.
+    """Accuracy against the cost of all views of a video, in the paper and, where measured, here.
 
-    Args:
-        lines: of results.beside_paper; the cost is that of all views of a video.
+    lines: of paper_comparison.
     """
     lines = lines.sort_values("top1")
     views = lines["views"] if "views" in lines else 1
@@ -102,23 +89,24 @@ def accuracy_cost(ax: Axes, lines: pd.DataFrame, title: str) -> Axes:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
     ax.margins(0.3, 0.12)
-    _label_apart(ax, list(zip(lines["row"], cost, lines["top1"], strict=True)))
-    ax.set_xlabel("multiply-adds of a video (G)", fontsize=FONT)
-    ax.set_ylabel("top-1 (%)", fontsize=FONT)
-    ax.tick_params(labelsize=FONT)
+    _label_points(ax, list(zip(lines["row"], cost, lines["top1"], strict=True)))
+    label_axes(ax, "multiply-adds of a video (G)", "top-1 (%)")
     ax.set_title(title, fontsize=FONT)
     return ax
 
 
-def _label_apart(ax: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+def _label_points(ax: Axes, points: Sequence[tuple[str, float, float]]) -> None:
     """Words beside points (x, y): each inside, where it covers no other words and no point."""
-    ax.figure.draw_without_rendering()  # lays the figure out, so that extents are known
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # lays the figure out, so that extents are known
     places = [("left", 4, -9), ("right", -4, 3), ("left", 4, 3), ("right", -4, -9)]
     places += [("center", 0, 7), ("center", 0, -14), ("left", 8, -18), ("right", -8, 12)]
-    dots, taken = ax.transData.transform([(x, y) for _, x, y in points]), []
+    dots, taken = ax.transData.transform([(x, y) for _, x, y in points]), list[Bbox]()
     for n, (words, x, y) in enumerate(points):
         others = np.delete(dots, n, axis=0)
-        for side, *offset in places:
+        for side, right, up in places:
+            offset = (right, up)  # points
             text = ax.annotate(words, (x, y), offset, textcoords="offset points", fontsize=8)
             text.set(ha=side, in_layout=False)  # so that it moves nothing
             box = text.get_window_extent()
@@ -132,18 +120,12 @@ def _label_apart(ax: Axes, points: Sequence[tuple[str, float, float]]) -> None:
 
 
 def exit_curve(ax: Axes, curve: pd.DataFrame, exit_at: float) -> Axes:
-    """Accuracy against mean cost over thresholds of early exit, and the threshold chosen.
-
-    Args:
-        curve: of inference.exit_curve.
-    """
+    """Accuracy against mean cost over thresholds of inference.exit_curve, and the one chosen."""
     chosen = curve[curve["exit_at"] >= exit_at].iloc[-1]
     ax.plot(curve["gmacs"], curve["top1"], color=BLUE)
     ring = {"ms": 11, "fillstyle": "none", "color": ORANGE}
     ax.plot(chosen["gmacs"], chosen["top1"], "o", **ring, label=f"exit at {exit_at:.2f}")
-    ax.set_xlabel("mean multiply-adds of a clip (G)", fontsize=FONT)
-    ax.set_ylabel("top-1 (%)", fontsize=FONT)
-    ax.tick_params(labelsize=FONT)
+    label_axes(ax, "mean multiply-adds of a clip (G)", "top-1 (%)")
     ax.legend(fontsize=FONT, frameon=False)
     return ax
 

@@ -1,8 +1,7 @@
-"""All records as tables: our rows beside the paper's."""
+"""Records as tables: our rows beside the paper's, and as CSV and Markdown."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,16 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from s2dlib.presets import SAME_RUN
-from s2dlib.report.records import _write
+from s2dlib.data.files import write_atomic
+from s2dlib.presets import CEILING, CONSTANT, SAME_RUN, SWEEPS, TRIALS
+from s2dlib.report.records import write_json
 
 MARKS = {  # what is on in each row of Table 2 (the paper's tick marks)
     **{"a1": "SNet", "a2": "DNet", "a0": "SNet, DNet"},
     **{"b1": "neither", "b2": "sample", "b3": "fuse", "b0": "sample, fuse"},
     **{"c1": "neither", "c2": "space", "c3": "time", "c0": "space, time"},
 }
+NO_RUNS = pd.Series(dtype=float)
 PAPER = ["top1", "top5", "gflops"]
 COMPARISONS = {  # what the text concludes from Table 2 (Sec. 4.3): better row, other row, by what
     ("a0", "a1"): "DNet added to SNet",
@@ -31,30 +32,17 @@ COMPARISONS = {  # what the text concludes from Table 2 (Sec. 4.3): better row, 
     ("c0", "c2"): "time added to space",
     ("c0", "c3"): "space added to time",
 }
-CONTROLS = {  # words -> a metric of the full model's runs, or a trial (Snakefile)
+CONTROLS = {  # words -> a metric of the full model's runs, or a trial
     "learned theta (a0)": "a0",
     "the mean theta of all clips": "top1_mean",
     "another clip's theta": "top1_shuffled",
     "the uniform grid": "top1_uniform",
     "the true centre, own strides": "top1_truth",
-    "trained with the best constant window": "constant",
-    "trained with the truth": "truth",
+    **{trial.words: name for name, trial in (CONSTANT | CEILING).items()},
 }
-PARTS = {  # words -> the trial that changes one thing about the full model (Snakefile)
+PARTS = {  # words -> the trial that changes one thing about the full model
     "the full model (a0)": "a0",
-    "linear filters (Sec. 3.2)": "linear",
-    "theta head of the paper, by FC layers": "fc",
-    "no gradient from theta into SNet": "detached",
-    "DNet has seen whole frames only": "nozoom",
-    "DNet starts from nothing": "noclose",
-    "the paper's words: from scratch, one stage, FC head": "paper",
-    "the release: two stages, FC head, its loss": "authors",
-    "alpha = 0.01 (0.1)": "alpha-0.01",
-    "alpha = 1 (0.1)": "alpha-1",
-    "k = 2 (5)": "k-2",
-    "k = 10 (5)": "k-10",
-    "C_m = 16 (64)": "context-16",
-    "C_m = 256 (64)": "context-256",
+    **{trial.words: name for name, trial in (TRIALS | SWEEPS).items() if trial.words},
 }
 OURS = {  # table and row of the paper -> the preset that is that row
     ("1-k400", "S2DNet X3D-S/X3D-M"): "kinetics400-x3d-s-m",
@@ -90,55 +78,46 @@ def table2(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.DataFr
     Rows that are one model share its runs (SAME_RUN). What was not measured stays missing.
 
     Args:
-        records: from read_records.
-        paper: from paper_table.
+        records, paper: from read_records, from paper_table.
     """
-    done = _rows_of(records, preset)
-    rows = []
-    for row, marks in MARKS.items():
-        ours = done[done["variant"] == SAME_RUN.get(row, row)]
-        theirs = paper[(paper["table"] == f"2{row[0]}") & (paper["row"] == row)].iloc[0]
-        measured = {
-            "top1": ours["top1"].mean(),
-            "sd": ours["top1"].std(),  # missing for one seed
-            "n_seeds": len(ours),
-            "top5": ours["top5"].mean(),
-            "gmacs": ours["gmacs"].mean(),
-        }
-        rows.append({"row": row, "on": marks} | measured | {f"paper_{m}": theirs[m] for m in PAPER})
-    return pd.DataFrame(rows)
+    table = pd.DataFrame({"row": list(MARKS), "on": list(MARKS.values())})
+    runs = _complete_runs(records, preset).groupby("variant")
+    ours = runs.agg(
+        top1=("top1", "mean"),
+        sd=("top1", "std"),  # missing for one seed
+        n_seeds=("top1", "size"),
+        top5=("top5", "mean"),
+        gmacs=("gmacs", "mean"),
+    ).reindex(table["row"].replace(SAME_RUN))
+    ours["n_seeds"] = ours["n_seeds"].fillna(0).astype(int)
+    theirs = paper[paper["table"].isin(["2a", "2b", "2c"])].set_index("row")[PAPER]
+    return table.join(ours.set_index(table.index)).join(theirs.add_prefix("paper_"), on="row")
 
 
 def comparisons(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.DataFrame:
-    """What the paper concludes from Table 2, and whether our rows agree.
-
-    Args: as in table2.
+    """What the paper concludes from Table 2, and whether our rows agree; arguments as in table2.
 
     Returns:
-        rows, what is compared, the difference in top-1 (ours, the half-width of its 95 % interval
-        over seeds, the number of seeds, the paper's), and whether ours has the paper's sign: yes,
-        no, or missing.
+        rows, what is compared, ours, interval and n_seeds (difference, of top-1), the paper's
+        difference, and whether ours has its sign (holds: yes, no, or missing).
     """
-    done = _rows_of(records, preset).set_index(["variant", "seed"])["top1"]
+    runs = _complete_runs(records, preset)
+    top1 = runs.pivot(index="seed", columns="variant", values="top1")
     theirs, lines = paper.drop_duplicates("row").set_index("row")["top1"], []
     for (better, other), what in COMPARISONS.items():
-        pair = [SAME_RUN.get(row, row) for row in (better, other)]
-        line = {"rows": f"{better} - {other}", "what": what} | difference(
-            *(done[row] if row in done.index else done[:0].droplevel(0) for row in pair)
-        )
-        line["paper"] = theirs[better] - theirs[other]
-        holds = None if pd.isna(line["ours"]) else line["ours"] * line["paper"] > 0
-        lines.append(line | {"holds": {None: None, True: "yes", False: "no"}[holds]})
+        ours = difference(*(top1.get(SAME_RUN.get(r, r), NO_RUNS) for r in (better, other)))
+        gain, holds = theirs[better] - theirs[other], None
+        if ours["n_seeds"]:
+            holds = "yes" if ours["ours"] * gain > 0 else "no"
+        line = {"rows": f"{better} - {other}", "what": what, **ours, "paper": gain, "holds": holds}
+        lines.append(line)
     return pd.DataFrame(lines)
 
 
 def difference(ours: pd.Series, other: pd.Series) -> dict[str, float]:
-    """Mean difference of two kinds of runs over the seeds that both have, and its 95 % interval.
+    """Mean difference of top-1 by seed, over the seeds that both have, and its 95 % interval.
 
     Runs of one seed start from the same networks, so they are compared in pairs (Student's t).
-
-    Args:
-        ours, other: top-1 by seed.
 
     Returns:
         ours (points; missing without a common seed), interval (half-width; missing for one seed),
@@ -150,37 +129,38 @@ def difference(ours: pd.Series, other: pd.Series) -> dict[str, float]:
     return {"ours": pairs.mean(), "interval": half, "n_seeds": n}
 
 
-def against_full_model(
+def full_model_comparison(
     records: pd.DataFrame, preset: str, kinds: dict[str, str], metrics: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Runs with one thing changed, and exchanged thetas, beside the full model (a0) of each seed.
 
     Args:
         records: from read_records.
-        kinds: words for a line -> its trial, the middle of the runs' name <preset>-<trial>-<seed>;
-            or a control, a metric top1_... of the full model's own runs.
+        kinds: words for a line -> its trial (presets.Trial), or a control, a metric top1_... of the
+            full model's own runs.
         metrics: other numbers of the records to show, means over seeds.
 
     Returns:
-        A line a kind: top1 (mean), sd, n_seeds, a0_minus (the full model's top-1 less this one's,
-        on the seeds that both have), interval (half-width of its 95 % interval), and metrics. What
-        was not measured stays missing.
+        A line a kind: top1 (mean), sd, n_seeds, a0_minus (difference of the full model's top-1 from
+        this one's), its interval, and metrics. What was not measured stays missing.
     """
     done = records[(records["preset"] == preset) & records["complete"].astype(bool)]
     done = done[done["test_split"] == "test"]
     trial = done["run"].str.removeprefix(f"{preset}-").str.replace(r"-\d+$", "", regex=True)
     full, lines = done[trial == "a0"].set_index("seed"), []
     for words, kind in kinds.items():
-        runs = full if kind.startswith("top1_") else done[trial == kind].set_index("seed")
-        top1 = runs.get(kind if kind.startswith("top1_") else "top1", pd.Series(dtype=float))
+        control = kind.startswith("top1_")
+        runs = full if control else done[trial == kind].set_index("seed")
+        top1 = runs.get(kind if control else "top1", NO_RUNS)
         less = difference(full["top1"], top1)
-        line = {"what": words, "top1": top1.mean(), "sd": top1.std(), "n_seeds": top1.count()}
-        line |= {"a0_minus": less["ours"], "interval": less["interval"]}
-        lines.append(line | {name: runs[name].mean() for name in metrics if name in runs})
+        means = {name: runs[name].mean() for name in metrics if name in runs}
+        spread = {"top1": top1.mean(), "sd": top1.std(), "n_seeds": top1.count()}
+        beside = {"a0_minus": less["ours"], "interval": less["interval"]}
+        lines.append({"what": words, **spread, **beside, **means})
     return pd.DataFrame(lines)
 
 
-def _rows_of(records: pd.DataFrame, preset: str) -> pd.DataFrame:
+def _complete_runs(records: pd.DataFrame, preset: str) -> pd.DataFrame:
     """The complete runs of a preset, one a row and seed, all tested on the same clips."""
     done = records[(records["preset"] == preset) & records["complete"].astype(bool)]
     repeated = done[done.duplicated(["variant", "seed"], keep=False)]
@@ -194,12 +174,11 @@ def _rows_of(records: pd.DataFrame, preset: str) -> pd.DataFrame:
     return done
 
 
-def beside_paper(records: pd.DataFrame, paper: pd.DataFrame, table: str) -> pd.DataFrame:
+def paper_comparison(records: pd.DataFrame, paper: pd.DataFrame, table: str) -> pd.DataFrame:
     """One of the Tables 1, 3, 4: the paper's lines, and ours (mean over seeds) where measured.
 
     Args:
-        records: from read_records.
-        paper: from paper_table.
+        records, paper: from read_records, from paper_table.
         table: as named there, "1-k400" and so on.
     """
     lines = paper[paper["table"] == table].dropna(axis=1, how="all").drop(columns="table")
@@ -216,7 +195,7 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """A Markdown table; numbers to one decimal (below 1, two digits), missing ones a dash."""
+    """A Markdown table of as_text; numbers at the right."""
     numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes]
     lines = [list(table.columns), ["--:" if n else ":--" for n in numeric]]
     lines += as_text(table).to_numpy().tolist()
@@ -225,20 +204,14 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 def write_table(table: pd.DataFrame, stem: str | Path) -> tuple[Path, Path]:
     """Write stem.csv (for machines) and stem.md (for people), and return their paths."""
-    csv, md = Path(f"{stem}.csv"), Path(f"{stem}.md")
-    _write(csv, table.to_csv(index=False, float_format="%.6g"))
-    _write(md, to_markdown(table))
-    return csv, md
+    csv = table.to_csv(index=False, float_format="%.6g")
+    return write_atomic(f"{stem}.csv", csv), write_atomic(f"{stem}.md", to_markdown(table))
 
 
 def write_measured(table: pd.DataFrame, stem: str | Path, source: dict[str, Any]) -> None:
-    """Write a table of measurements as stem.csv and stem.md, and how it came about as stem.json.
-
-    Args:
-        source: of provenance.
-    """
+    """Write stem.csv and stem.md of measurements, and their provenance `source` as stem.json."""
     write_table(table, stem)
-    _write(Path(f"{stem}.json"), json.dumps(source, indent=1) + "\n")
+    write_json(f"{stem}.json", source)
 
 
 def _cell(value: object) -> str:
