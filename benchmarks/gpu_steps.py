@@ -241,7 +241,7 @@ def starts(out: Path) -> Iterator[tuple]:
         words = [word for k, v in given.items() for word in ("-p", k, str(v))]
         files = ["notebooks/02_train.ipynb", str(work / f"{name}.ipynb")]
         subprocess.run(
-            [sys.executable, "-m", "s2dlib.apps.run", *files, *words], cwd=ROOT, check=True
+            [sys.executable, "-m", "s2dlib", "run", *files, *words], cwd=ROOT, check=True
         )
         weights[name] = work / "runs" / name / WEIGHTS
     row = json.loads((work / "runs/a0/metrics.json").read_text())

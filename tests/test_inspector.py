@@ -188,13 +188,13 @@ def test_runs_without_weights_or_with_one_network_are_left_out(runs, csv, tmp_pa
     for words in ("1 with no config.json and", "make reproduce", "1 with one network only"):
         assert words in str(error.value)
     assert "1 with no clips here" in str(error.value)
-    assert "python -m s2dlib.data.synthetic --share 0.01 --out data/demo" in str(error.value)
+    assert "s2d synthetic --share 0.01 --out data/demo" in str(error.value)
 
 
 def test_no_runs_at_all_or_no_csv_is_an_error_with_the_command(runs, tmp_path):
     with pytest.raises(FileNotFoundError, match="no run to inspect in .*make reproduce"):
         Inspector([tmp_path / "nowhere"])
-    with pytest.raises(FileNotFoundError, match="mine.csv: no such file; python -m s2dlib.synth"):
+    with pytest.raises(FileNotFoundError, match="mine.csv: no such file; s2d synthetic"):
         Inspector(runs, str(tmp_path / "mine.csv"))
 
 

@@ -14,7 +14,7 @@ DRY = {  # what takes hours, a cluster or a screen: what it would do
     "make reproduce": "make reproduce ARGS=--dry-run",
     "make test": "make --dry-run test",
     "make setup && source .venv/bin/activate": "make setup",
-    "make lab OPEN=08_inspector.ipynb": "make --dry-run lab OPEN=08_inspector.ipynb",
+    "s2d inspect": "s2d inspect --help",
     "make reproduce GPUS=1": "make reproduce GPUS=1 ARGS=--dry-run",
     "make study": "make study ARGS=--dry-run",
     "make bench GPUS=1": "make --dry-run bench GPUS=1",
@@ -91,7 +91,7 @@ def test_every_file_and_notebook_that_the_page_names_is_there():
 
 def test_the_map_names_every_module_and_every_notebook():
     table = README.split("## What is where")[1].split("## ")[0]
-    modules = {p.name for p in (ROOT / "s2dlib").glob("*.py")} - {"__init__.py"}
+    modules = {p.name for p in (ROOT / "s2dlib").glob("*.py")} - {"__init__.py", "__main__.py"}
     assert modules <= set(re.findall(r"`(\w+\.py)`", table))
     folders = {p.parent.name for p in (ROOT / "s2dlib").glob("*/*.py")}
     assert folders <= set(re.findall(r"`(\w+)/[\w.]*`", table))

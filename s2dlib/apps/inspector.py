@@ -36,7 +36,7 @@ from s2dlib.sampler import Theta, grid_centres
 from s2dlib.training.windows import distance_to_truth
 
 DEMO = "../data/demo/demo.csv"  # a few synthetic clips; seen from notebooks/, as all csv are
-WRITE_DEMO = "python -m s2dlib.data.synthetic --share 0.01 --out data/demo"
+WRITE_DEMO = "s2d synthetic --share 0.01 --out data/demo"
 DPI = 84  # so that, in a window 1,400 wide, Fig. 4 stands beside the sliders
 SLIDERS = {  # of theta -> label, what it is
     "mu_t": ("time μ_t", "centre of the detail frames, as a fraction of the clip"),

@@ -1,6 +1,6 @@
 """Run a notebook with checked parameters: papermill, this very interpreter, no misspelt name.
 
-    python -m s2dlib.apps.run notebooks/02_train.ipynb out.ipynb -p preset synthetic -p variant b2
+    s2d run notebooks/02_train.ipynb out.ipynb -p preset synthetic -p variant b2
 
 Papermill only warns about an unknown parameter and goes on with the default; here it is refused.
 Where several GPUs are visible, runs side by side use different ones.
@@ -8,9 +8,7 @@ Where several GPUs are visible, runs side by side use different ones.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import logging
 import os
 import re
 import shlex
@@ -77,7 +75,10 @@ def parse_value(text: str) -> object:
     """A parameter as YAML reads it; 1e-3, which YAML 1.1 takes for a string, is a number."""
     if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", text):
         return float(text)
-    return yaml.safe_load(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is no YAML: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
@@ -138,7 +139,7 @@ def _command(notebook: Path, output: Path, parameters: dict[str, Any]) -> str:
     for name, value in parameters.items():
         text = yaml.safe_dump(value, default_flow_style=True, width=1e9)
         values += ["-p", name, text.removesuffix("...\n").strip()]
-    return shlex.join(["python", "-m", "s2dlib.apps.run", *paths, *values])
+    return shlex.join(["s2d", "run", *paths, *values])
 
 
 @contextmanager
@@ -154,26 +155,3 @@ def _environment(**variables: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def main() -> None:
-    """The command line; every expected failure is one line and a non-zero exit."""
-    parser = argparse.ArgumentParser(prog="python -m s2dlib.apps.run", description=__doc__)
-    parser.add_argument("notebook", type=Path)
-    parser.add_argument("output", type=Path, help="the executed copy")
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="YAML value"
-    )
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        parameters = {name: parse_value(value) for name, value in args.p}
-        run_notebook(args.notebook, args.output, parameters)
-    except (FileNotFoundError, ValueError, yaml.YAMLError) as error:
-        sys.exit(f"error: {error}")
-    except papermill.PapermillExecutionError as error:
-        sys.exit(f"{error}\nerror: {args.notebook} failed; executed so far: {args.output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from tqdm import tqdm
 
 SUFFIXES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv".split()
 VIDEOS, IMAGES = {f".{suffix}" for suffix in SUFFIXES}, {".jpg", ".jpeg", ".png"}
@@ -38,7 +39,9 @@ def list_videos(folder: str | Path) -> list[str]:
         Their paths from there, sorted. One listing a folder; links are followed, each once.
     """
     videos, todo, linked = [], [""], set()
+    bar = tqdm(desc=f"listing {folder}", unit=" folders", delay=1, leave=False, disable=None)
     while todo:
+        bar.update()
         below, inner = todo.pop(), []
         n_before, frames = len(videos), False
         with os.scandir(os.path.join(folder, below)) as entries:
@@ -57,6 +60,7 @@ def list_videos(folder: str | Path) -> list[str]:
         if below and frames and not inner and len(videos) == n_before:
             videos.append(below)
         todo += inner
+    bar.close()
     return sorted(videos)
 
 

@@ -23,7 +23,7 @@ def read_csv(csv: str | Path) -> pd.DataFrame:
     if not os.path.isfile(csv):
         raise FileNotFoundError(
             f"{os.path.abspath(csv)}: no such file; a data set is a CSV path,label,split, which "
-            "python -m s2dlib.data.annotations makes of what its owner ships; see data/README.md"
+            "s2d index makes of what its owner ships; see data/README.md"
         )
     try:
         with open(csv, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a BOM

@@ -43,7 +43,7 @@ def provenance(
     """How a record came about, enough to repeat it.
 
     Args:
-        command: the shell command; None: the one s2dlib.apps.run was called with, if it was.
+        command: the shell command; None: the one of s2d run, if it started this.
         device: where the run computed.
         data: the data set's name or its CSV.
     """
@@ -130,7 +130,7 @@ def command(
     words = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in values.items())
     notebook = "notebooks/02_train.ipynb"
     executed = shlex.quote(f"results/runs/{run}/02_train.ipynb")
-    return f"python -m s2dlib.apps.run {notebook} {executed} {words}"
+    return f"s2d run {notebook} {executed} {words}"
 
 
 def load_run(run_dir: str | Path) -> tuple[S2DNet, dict[str, Any]]:
