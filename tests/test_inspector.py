@@ -23,7 +23,7 @@ import torch
 from ipykernel.kernelspec import write_kernel_spec
 from torch.testing import assert_close
 
-from s2dlib.apps.inspector import SLIDERS, Inspector, csv_of, find_runs
+from s2dlib.apps.inspector import SLIDERS, Inspector, find_csv, find_runs
 from s2dlib.data.synthetic import class_names
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "08_inspector.ipynb"
@@ -211,13 +211,13 @@ def test_a_synthetic_model_finds_the_written_set_or_else_the_demo(tmp_path, monk
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
     record = {"data": {"csv": "synthetic.csv"}, "classes": class_names()}  # of a shared model
-    assert csv_of(record) is None
+    assert find_csv(record) is None
     for name in ("demo", "synthetic"):  # the better one comes later
         path = tmp_path / "data" / name / f"{name}.csv"
         path.parent.mkdir(parents=True)
         path.touch()
-        assert csv_of(record) == f"../data/{name}/{name}.csv"
-    assert csv_of({"data": {"csv": "mine.csv"}, "classes": ["wave"]}) is None
+        assert find_csv(record) == f"../data/{name}/{name}.csv"
+    assert find_csv({"data": {"csv": "mine.csv"}, "classes": ["wave"]}) is None
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from s2dlib.apps.cli import main
-from s2dlib.apps.predict import predict_clip, predictions, top_predictions, videos_of
+from s2dlib.apps.predict import find_videos, predict_clip, predictions, top_predictions
 from s2dlib.data.clips import load_views
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.files import write_video
@@ -91,20 +91,20 @@ def test_a_network_alone_has_one_verdict(csv):
 
 
 def test_videos_are_files_those_below_folders_and_folders_of_frames(videos, tmp_path):
-    assert [p.name for p in videos_of([videos])] == ["a.mp4", "bad.mp4", "b.mp4"]
+    assert [p.name for p in find_videos([videos])] == ["a.mp4", "bad.mp4", "b.mp4"]
     frames = tmp_path / "frames"
     frames.mkdir()
     Image.new("RGB", (8, 8)).save(frames / "00001.png")
-    assert videos_of([frames, videos / "a.mp4"]) == [frames, videos / "a.mp4"]
+    assert find_videos([frames, videos / "a.mp4"]) == [frames, videos / "a.mp4"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="expected videos below"):
-        videos_of([tmp_path / "empty"])
+        find_videos([tmp_path / "empty"])
     with pytest.raises(FileNotFoundError, match="no such file"):
-        videos_of([tmp_path / "gone.mp4"])
+        find_videos([tmp_path / "gone.mp4"])
 
 
 def test_a_bad_file_costs_its_own_row_and_no_other(model, videos):
-    rows = {path.name: row for path, row, _ in predictions(model, videos_of([videos]))}
+    rows = {path.name: row for path, row, _ in predictions(model, find_videos([videos]))}
     assert rows["bad.mp4"]["error"].startswith("not a video, or cut off before its index")
     assert "action_1" not in rows["bad.mp4"]
     _, out = predict_clip(model, videos / "a.mp4")

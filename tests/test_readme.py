@@ -61,13 +61,13 @@ def clone(tmp_path_factory):
 def test_every_command_runs_in_the_order_of_the_page_on_a_new_clone(clone):
     path = f"{clone / '.venv' / 'bin'}:{os.environ['PATH']}"
     environment = dict(os.environ, PATH=path, PYTHONPATH=str(clone), OMP_NUM_THREADS="1")
-    how = {"cwd": clone, "env": environment, "capture_output": True, "text": True}
+    options = {"cwd": clone, "env": environment, "capture_output": True, "text": True}
     assert len(commands()) > 12 and set(DRY) <= set(commands())
     for command in commands():
-        done = subprocess.run(["bash", "-c", reduced(command)], **how)
+        done = subprocess.run(["bash", "-c", reduced(command)], **options)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     (code,) = blocks("python")
-    done = subprocess.run([sys.executable, "-c", code], **how)
+    done = subprocess.run([sys.executable, "-c", code], **options)
     assert done.returncode == 0 and "torch.Size([1, 1, 8, 20, 20])" in done.stdout, done.stderr
     assert (clone / "predictions" / "00007.mp4").stat().st_size > 10_000
     assert (clone / "predictions" / "test" / "predictions.csv").read_text().count("\n") == 21

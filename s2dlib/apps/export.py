@@ -56,9 +56,13 @@ class Graph(nn.Module):
         possible = n_frames.clamp(1, frames.shape[2])  # (B,)
         out = self.model(frames, possible)
         scores = out.scores.masked_fill((n_frames != possible)[:, None], torch.nan)  # (B, N)
-        named = {"scores": scores, "logits": out.logits}
-        named |= vars(out.theta) if out.theta is not None else {}
-        named |= {"detail_volume": out.detail_volume}
+        theta = {} if out.theta is None else vars(out.theta)
+        named = {
+            "scores": scores,
+            "logits": out.logits,
+            **theta,
+            "detail_volume": out.detail_volume,
+        }
         return {name: value for name, value in named.items() if value is not None}
 
 
@@ -108,7 +112,7 @@ def export_model(model: S2DNet, path: str | Path, data: DataConfig | None = None
 def capture(model: S2DNet, data: DataConfig) -> tuple[torch.export.ExportedProgram, list[str]]:
     """The graph of a model for clips of one size, and the names of its outputs in order."""
     model = for_inference(model).requires_grad_(False)
-    model.to("cpu", memory_format=torch.contiguous_format)  # no slower there, and saved plainly
+    model.cpu().to(memory_format=torch.contiguous_format)  # no slower there, and saved plainly
     model.detail_sampler.how = "dense"  # the banded form reads theta's values
     T, S = data.n_frames, data.crop
     frames = torch.zeros(2, 1 if data.gray else 3, T, S, S, dtype=torch.uint8)
@@ -137,5 +141,6 @@ def write_onnx(
         dynamic_shapes=({0: "batch"}, {}),  # the other one is known to be the same
         verbose=False,
     )
+    assert translated is not None  # it is, without a path
     translated.model.metadata_props.update(texts)
     translated.save(path, external_data=False)

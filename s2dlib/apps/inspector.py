@@ -55,26 +55,26 @@ def find_runs(runs: str | Path | Sequence[str | Path], csv: str = "") -> dict[st
         raise FileNotFoundError(f"{csv}: no such file; {WRITE_DEMO} writes data/demo/demo.csv")
     parents = [Path(p) for p in ([runs] if isinstance(runs, str | Path) else runs)]
     folders = [f for p in parents if p.is_dir() for f in sorted(p.iterdir()) if f.is_dir()]
-    lacks = {folder: what_lacks(folder, csv) for folder in folders}
-    found = {f"{f.parent.name}/{f.name}": f for f, lack in lacks.items() if not lack}
+    reasons = {folder: why_unusable(folder, csv) for folder in folders}
+    found = {f"{f.parent.name}/{f.name}": f for f, reason in reasons.items() if not reason}
     if not found:
-        counts = Counter(lacks.values()) or {UNTRAINED: "all"}
-        reasons = "; ".join(f"{n} with {lack}" for lack, n in counts.items())
-        raise FileNotFoundError(f"no run to inspect in {', '.join(map(str, parents))}: {reasons}")
+        counts = Counter(reasons.values()) or {UNTRAINED: "all"}
+        words = "; ".join(f"{n} with {reason}" for reason, n in counts.items())
+        raise FileNotFoundError(f"no run to inspect in {', '.join(map(str, parents))}: {words}")
     return found
 
 
-def what_lacks(folder: Path, csv: str) -> str:
+def why_unusable(folder: Path, csv: str) -> str:
     """Why the folder is no run to inspect, and what to do; empty for one that is."""
     if not all((folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS)):
         return UNTRAINED
     record = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     if None in (record["model"]["snet"], record["model"]["dnet"]):
         return ALONE
-    return "" if csv or csv_of(record) else NO_CLIPS
+    return "" if csv or find_csv(record) else NO_CLIPS
 
 
-def csv_of(record: dict[str, Any]) -> str | None:
+def find_csv(record: dict[str, Any]) -> str | None:
     """The clips of a run, by its config.json: its own CSV; if synthetic, else the demo's.
 
     A shared model knows only its CSV's name, looked for where `s2d synthetic` writes it.
@@ -89,7 +89,7 @@ def csv_of(record: dict[str, Any]) -> str | None:
 def open_run(folder: Path, csv: str, split: str) -> tuple[S2DNet, VideoDataset]:
     """A run's model, and the clips to show: one centre crop of one clip a video."""
     model, record = load_run(folder)
-    data = replace(model.data, csv=csv or csv_of(record) or "", cache=None, test_crops=1)
+    data = replace(model.data, csv=csv or find_csv(record) or "", cache=None, test_crops=1)
     dataset = VideoDataset(data, split, train=False)
     if not set(dataset.classes) & set(model.classes):
         raise ValueError(
@@ -120,7 +120,7 @@ class Inspector:
 
     Args:
         runs: folders of runs, all of which can be chosen; one that is not there holds none.
-        csv: of the clips; empty: each run's own, else the demo's (csv_of).
+        csv: of the clips; empty: each run's own, else the demo's (find_csv).
         clip: a row of the split.
 
     Attributes:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -28,11 +29,15 @@ from s2dlib.report import figures
 from s2dlib.report import film as films
 
 TABLE = "predictions.csv"
-HEADINGS = {"action": "after DNet", "probability": "", "snet_action": "before: SNet"}
-HEADINGS |= {"snet_probability": ""}
+HEADINGS = {
+    "action": "after DNet",
+    "probability": "",
+    "snet_action": "before: SNet",
+    "snet_probability": "",
+}
 
 
-def videos_of(paths: Sequence[str | Path]) -> list[Path]:
+def find_videos(paths: Sequence[str | Path]) -> list[Path]:
     """Videos named one by one, and those below folders; a folder of frames is a video.
 
     Raises:
@@ -74,7 +79,7 @@ def top_predictions(model: S2DNet, out: Output, top: int = 5) -> pd.DataFrame:
         A row a rank: action and probability (p-hat * s), snet_action and snet_probability (p). A
         network alone has but one of the two verdicts, in action and probability.
     """
-    verdicts = {"": out.scores}
+    verdicts = {"": cast(Tensor, out.scores)}
     if out.logits is not None and out.detail_logits is not None:
         verdicts["snet_"] = out.logits.float().softmax(dim=1)
     table = pd.DataFrame(index=pd.RangeIndex(1, min(top, len(model.classes)) + 1, name="rank"))
@@ -161,12 +166,13 @@ def predict_videos(
     """
     if top < 1:
         raise ValueError(f"--top must be >= 1, got {top}")
-    paths = videos_of(videos)
+    paths = find_videos(videos)
     model = S2DNet.from_pretrained(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     alone, both = len(paths) == 1, model.snet is not None and model.dnet is not None
     out.mkdir(parents=True, exist_ok=True)
-    rows, written = [], []
+    rows: list[dict[str, object]] = []
+    written: list[Path] = []
     bar = tqdm(predictions(model, paths, top, device), total=len(paths), disable=alone)
     for path, row, seen in bar:
         rows.append(row)
@@ -178,7 +184,8 @@ def predict_videos(
             print(f"{path}: {row['frames']} frames", table.rename_axis(None).to_string(), sep="\n")
         if both and (alone or pictures):
             name = path.stem if alone else f"{len(rows):05d}-{path.stem}"
-            written += draw(model, *seen, out / name, film)
+            views, output = seen
+            written += draw(model, views, output, out / name, film)
     if not alone:
         write_table(rows, out / TABLE)
         written = [out / TABLE, *written]

@@ -15,7 +15,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,11 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
         write_kernel_spec(Path(folder) / "kernels" / "python3")
         ipc = os.name == "posix" and len(folder) + 20 < SOCKET_PATH  # no ports, so no clashes
         transport = {"transport": "ipc", "connection_file": f"{folder}/k.json"} if ipc else {}
-        command = _command(notebook, output, parameters)
-        one_gpu = _wants_one_gpu(notebook, known, parameters)
-        gpu = reserve_gpu() if one_gpu else nullcontext({})
-        with gpu as visible, _environment(S2D_COMMAND=command, JUPYTER_PATH=folder, **visible):
+        command = command_text(notebook, output, parameters)
+        gpu: AbstractContextManager[dict[str, str]] = nullcontext({})
+        if wants_one_gpu(notebook, known, parameters):
+            gpu = reserve_gpu()
+        with gpu as visible, environment(S2D_COMMAND=command, JUPYTER_PATH=folder, **visible):
             papermill.execute_notebook(
                 notebook,
                 output,
@@ -121,14 +122,14 @@ def visible_gpus() -> list[str]:
     return [str(n) for n in range(torch.cuda.device_count())]
 
 
-def _wants_one_gpu(notebook: Path, known: dict[str, Any], parameters: dict[str, Any]) -> bool:
+def wants_one_gpu(notebook: Path, known: dict[str, Any], parameters: dict[str, Any]) -> bool:
     """Whether a notebook asks torch for a GPU, and not for several processes, each with its own."""
     default = known["processes"]["default"] if "processes" in known else "1"
     processes = parameters.get("processes", parse_value(default))
     return processes == 1 and "torch.cuda" in notebook.read_text()
 
 
-def _command(notebook: Path, output: Path, parameters: dict[str, Any]) -> str:
+def command_text(notebook: Path, output: Path, parameters: dict[str, Any]) -> str:
     """The shell command that repeats this call; paths relative to here, where they lie below."""
     here = Path.cwd()
     paths = [
@@ -143,7 +144,7 @@ def _command(notebook: Path, output: Path, parameters: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def environment(**variables: str) -> Iterator[None]:
     """Environment variables for the kernel, put back afterwards."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
