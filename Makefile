@@ -24,14 +24,14 @@ ifneq ($(filter-out 0,$(GPUS)),)
 	$(BIN)/python benchmarks/sampler.py --batches 1 16 64 --out $(MEASURED)/sampler-cuda
 	$(BIN)/python benchmarks/models.py --batches 1 16 --compile --out $(MEASURED)/models-cuda
 	$(BIN)/python benchmarks/training.py --preset mini-kinetics --recipe paper --out $(MEASURED)/training-cuda
-	$(BIN)/python -m s2dlib.apps.run notebooks/10_latency.ipynb results/notebooks/10_latency.ipynb -p batches '[1, 16]'
+	$(BIN)/s2d run notebooks/10_latency.ipynb results/notebooks/10_latency.ipynb -p batches '[1, 16]'
 	$(BIN)/python benchmarks/tiles.py --out $(MEASURED)/tiles-cuda
 else
 	$(BIN)/python benchmarks/sampler.py --out $(MEASURED)/sampler-cpu
 	$(BIN)/python benchmarks/models.py --out $(MEASURED)/models-cpu
 	$(BIN)/python benchmarks/training.py --out $(MEASURED)/training-cpu
 	$(BIN)/python benchmarks/loading.py --out $(MEASURED)/loading-cpu
-	$(BIN)/python -m s2dlib.apps.run notebooks/10_latency.ipynb results/notebooks/10_latency.ipynb
+	$(BIN)/s2d run notebooks/10_latency.ipynb results/notebooks/10_latency.ipynb
 endif
 
 gpu: $(READY)  ## all that this project claims of GPUs, tested and measured on this one: 9 minutes at most, one table

@@ -70,13 +70,13 @@ rule videos:
         CSV,
     threads: workflow.cores
     shell:
-        f"python -m s2dlib.data.synthetic --dataset {PRESET}"
+        f"s2d synthetic --dataset {PRESET}"
 
 
 def train(name, arguments):
     """The command of one training run, whose record and weights are the rule's outputs."""
     return (
-        f"python -m s2dlib.apps.run notebooks/02_train.ipynb {{log}} -p preset {PRESET}"
+        f"s2d run notebooks/02_train.ipynb {{log}} -p preset {PRESET}"
         f" -p name {PRESET}-{name} -p seed {{wildcards.seed}} {arguments}"
     )
 
@@ -217,7 +217,7 @@ rule data:
     output:
         f"{SHOWN}/00_data.ipynb",
     shell:
-        f"python -m s2dlib.apps.run notebooks/00_data.ipynb {{output}} -p preset {PRESET} -p max_files 600"
+        f"s2d run notebooks/00_data.ipynb {{output}} -p preset {PRESET} -p max_files 600"
 
 
 rule sampler:
@@ -226,7 +226,7 @@ rule sampler:
     output:
         f"{SHOWN}/01_detail_sampler.ipynb",
     shell:
-        f"python -m s2dlib.apps.run notebooks/01_detail_sampler.ipynb {{output}} -p preset {PRESET}"
+        f"s2d run notebooks/01_detail_sampler.ipynb {{output}} -p preset {PRESET}"
 
 
 rule cost:
@@ -235,7 +235,7 @@ rule cost:
     output:
         f"{SHOWN}/03_cost.ipynb",
     shell:
-        "python -m s2dlib.apps.run notebooks/03_cost.ipynb {output}"
+        "s2d run notebooks/03_cost.ipynb {output}"
         f" -p run ../{RUNS}-a0-0 -p rows_of '[mini-kinetics, {PRESET}]'"
 
 
@@ -246,7 +246,7 @@ rule latency:
     resources:
         gpu=1,
     shell:
-        "OMP_NUM_THREADS={threads} python -m s2dlib.apps.run notebooks/10_latency.ipynb {output}"
+        "OMP_NUM_THREADS={threads} s2d run notebooks/10_latency.ipynb {output}"
 
 
 rule table2:
@@ -255,7 +255,7 @@ rule table2:
     output:
         f"{SHOWN}/04_table2.ipynb",
     shell:
-        f"python -m s2dlib.apps.run notebooks/04_table2.ipynb {{output}} -p preset {PRESET}"
+        f"s2d run notebooks/04_table2.ipynb {{output}} -p preset {PRESET}"
 
 
 rule figure4:
@@ -264,7 +264,7 @@ rule figure4:
     output:
         f"{SHOWN}/05_figure4.ipynb",
     shell:
-        f"python -m s2dlib.apps.run notebooks/05_figure4.ipynb {{output}} -p run ../{RUNS}-a0-0"
+        f"s2d run notebooks/05_figure4.ipynb {{output}} -p run ../{RUNS}-a0-0"
 
 
 rule predict:  # one test clip, as anyone's video
@@ -274,7 +274,7 @@ rule predict:  # one test clip, as anyone's video
     output:
         f"{SHOWN}/07_predict.ipynb",
     shell:
-        "python -m s2dlib.apps.run notebooks/07_predict.ipynb {output}"
+        "s2d run notebooks/07_predict.ipynb {output}"
         f" -p video ../data/{PRESET}/test/00007.mp4 -p checkpoint ../{RUNS}-a0-0"
 
 
@@ -285,7 +285,7 @@ rule inspector:
     output:
         f"{SHOWN}/08_inspector.ipynb",
     shell:
-        f"python -m s2dlib.apps.run notebooks/08_inspector.ipynb {{output}} -p csv ../{CSV}"
+        f"s2d run notebooks/08_inspector.ipynb {{output}} -p csv ../{CSV}"
 
 
 rule looking:
@@ -294,7 +294,7 @@ rule looking:
     output:
         f"{SHOWN}/09_looking.ipynb",
     shell:
-        f"python -m s2dlib.apps.run notebooks/09_looking.ipynb {{output}} -p preset {PRESET}"
+        f"s2d run notebooks/09_looking.ipynb {{output}} -p preset {PRESET}"
 
 
 rule other_tables:
@@ -303,4 +303,4 @@ rule other_tables:
     output:
         f"{SHOWN}/06_tables.ipynb",
     shell:
-        "python -m s2dlib.apps.run notebooks/06_tables.ipynb {output}"
+        "s2d run notebooks/06_tables.ipynb {output}"

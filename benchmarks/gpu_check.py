@@ -35,9 +35,7 @@ OWN = "benchmarks/gpu_steps.py {step} {out} "
 BENCH = "benchmarks/{step}.py --out {out}/{step}-{device} "
 MODELS = BENCH.replace("{step}", "models", 1)
 TESTS = "-m pytest -rfE --tb=short -p no:cacheprovider tests/test_"
-NOTEBOOK = (
-    "-m s2dlib.apps.run notebooks/10_latency.ipynb {out}/.gpu-check/10.ipynb -p results {to} "
-)
+NOTEBOOK = "-m s2dlib run notebooks/10_latency.ipynb {out}/.gpu-check/10.ipynb -p results {to} "
 CHECKER = "compute-sanitizer --error-exitcode 9 env PYTORCH_NO_CUDA_MEMORY_CACHING=1"
 STEPS = {  # step -> seconds that it may take, and what Python runs, all at once
     "facts": (60, OWN + "facts"),

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from training import InMemory
 
-from s2dlib.apps import inference
+from s2dlib.apps.inference import for_inference
 from s2dlib.config import WEIGHTS
 from s2dlib.data import synthetic
 from s2dlib.data.dataset import VideoDataset
@@ -138,11 +138,10 @@ def whole_model(preset: str, T: int, goals: dict[str, float], _: Path) -> Iterat
         expected = model.eval()(frames[:2], n[:2])
         frames, n = frames.to(DEVICE), n.to(DEVICE)
         out = model.to(DEVICE)(frames[:2], n[:2])
+        folded = for_inference(model)(frames[:2], n[:2])
     found = {k: error(v, getattr(expected.theta, k)) for k, v in vars(out.theta).items()}
     found |= {k: error(getattr(out, k), getattr(expected, k)) for k in ("logits", "detail_logits")}
-    sure = expected.logits.softmax(dim=1).amax().item()  # so that one clip exits, or both
-    folded, ended = inference.predict(inference.for_inference(model), frames[:2], n[:2], sure)
-    found["early exit"] = error(folded[~ended], expected.scores[~ended.cpu()])
+    found["folded"] = error(folded.detail_logits, expected.detail_logits)
     worst = max(found, key=found.get)
     yield f"{preset}: GPU / CPU, theta and logits", found[worst], "<= 1e-3", worst
     parts = {"SNet": model.snet.backbone, "f_theta": model.snet.theta_head, "DNet": model.dnet}
@@ -243,7 +242,7 @@ def starts(out: Path) -> Iterator[tuple]:
         words = [word for k, v in given.items() for word in ("-p", k, str(v))]
         files = ["notebooks/02_train.ipynb", str(work / f"{name}.ipynb")]
         subprocess.run(
-            [sys.executable, "-m", "s2dlib.apps.run", *files, *words], cwd=ROOT, check=True
+            [sys.executable, "-m", "s2dlib", "run", *files, *words], cwd=ROOT, check=True
         )
         weights[name] = work / "runs" / name / WEIGHTS
     row = json.loads((work / "runs/a0/metrics.json").read_text())

@@ -42,8 +42,8 @@ def forward(model: S2DNet, frames: Tensor, device: str) -> Output:
         return model(frames)
 
 
-def measure(names: list[str], B: int, how: list[str], device: str, n_runs: int) -> pd.DataFrame:
-    """Latency of every model in every way; ratio is to S2DNet, the first, in the same way."""
+def measure(names: list[str], B: int, forms: list[str], device: str, n_runs: int) -> pd.DataFrame:
+    """Latency of every model in every form; ratio is to S2DNet, the first, in the same form."""
     data = PRESETS[names[0]].data
     size = (B, 3, data.n_frames, data.crop, data.crop)
     frames = torch.randint(256, size, dtype=torch.uint8, device=device)
@@ -52,12 +52,12 @@ def measure(names: list[str], B: int, how: list[str], device: str, n_runs: int) 
         plain = build_model(name).to(device).eval()
         models[name, "plain"] = plain
         models[name, "folded"] = for_inference(plain)
-        if "compiled" in how:
+        if "compiled" in forms:
             models[name, "compiled"] = compiled(for_inference(plain))
     calls = {
-        f"{n}/{h}": partial(forward, model, frames, device)
-        for (n, h), model in models.items()
-        if h in how
+        f"{name}/{form}": partial(forward, model, frames, device)
+        for (name, form), model in models.items()
+        if form in forms
     }
     table = latency(calls, device, n_runs)
     table[["model", "how"]] = table.pop("name").str.split("/", expand=True)
@@ -77,8 +77,8 @@ def main() -> None:
     chosen = parser.parse_args()
     names, n_runs = (["synthetic"], 1) if chosen.smoke else (chosen.models, chosen.runs)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    how = ["plain", "folded"] + ["compiled"] * chosen.compile
-    table = pd.concat([measure(names, B, how, device, n_runs) for B in chosen.batches])
+    forms = ["plain", "folded"] + ["compiled"] * chosen.compile
+    table = pd.concat([measure(names, B, forms, device, n_runs) for B in chosen.batches])
     print(f"{device}, {torch.get_num_threads()} threads")
     print(tables.as_text(table).to_string(index=False))
     if chosen.out:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from s2dlib.apps.cli import main, parse
+from s2dlib.apps.index import FORMATS
 from s2dlib.apps.run import parse_value
 from s2dlib.data.annotations import (
-    FORMATS,
-    arguments,
-    main,
     read_classes,
     read_folders,
     read_kinetics,
@@ -340,9 +339,8 @@ def test_a_video_outside_of_the_layout_is_named(tmp_path, write):
 # The command
 
 
-def run_main(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["annotations", *map(str, words)])
-    main()
+def run_main(capsys, *words):
+    assert main(["index", *words]) == 0
     return capsys.readouterr().out
 
 
@@ -355,15 +353,15 @@ def test_the_command_writes_the_presets_index_and_says_how_to_go_on(
     words = ["kinetics400", "--videos", "data/kinetics400/videos", "--annotations"]
     files = [write("train.csv", KINETICS.format("train")), write("val.csv", KINETICS.format("val"))]
     with pytest.raises(SystemExit, match=r"error: .*val\.csv, line 2: .*in val, but .*in train by"):
-        run_main(monkeypatch, capsys, *words, *files)
-    out = run_main(monkeypatch, capsys, *words, files[0])
+        run_main(capsys, *words, *files)
+    out = run_main(capsys, *words, files[0])
     table = read_csv("data/kinetics400/kinetics400.csv")
     assert class_names(table) == NAMES and table["split"].tolist() == ["train"] * 3
     assert all(Path(path).is_file() for path in table["path"])
     assert "train       4      3        3        1" in out and "3 of 3 classes" in out
     assert "1 videos are missing: " in out and "kinetics400.missing.csv" in out
     assert out.endswith(
-        "next: python -m s2dlib.apps.run notebooks/00_data.ipynb data/kinetics400/00_data.ipynb "
+        "next: s2d run notebooks/00_data.ipynb data/kinetics400/00_data.ipynb "
         "-p preset kinetics400-x3d-s-m\n"
     )
 
@@ -371,11 +369,9 @@ def test_the_command_writes_the_presets_index_and_says_how_to_go_on(
 def test_an_index_elsewhere_is_named_in_the_next_command(tmp_path, write, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write("my videos/train/wave/1.mp4")
-    out = run_main(
-        monkeypatch, capsys, "folders", "--videos", "my videos", "--out", "my videos/x.csv"
-    )
+    out = run_main(capsys, "folders", "--videos", "my videos", "--out", "my videos/x.csv")
     words = shlex.split(out.split("next: ")[1])
-    assert words[4:] == [
+    assert words[3:] == [
         "my videos/00_data.ipynb", "-p", "preset", "videos",
         "-p", "csv", str(tmp_path / "my videos" / "x.csv"),
     ]  # fmt: skip
@@ -385,14 +381,14 @@ def test_an_index_elsewhere_is_named_in_the_next_command(tmp_path, write, monkey
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_example_of_a_format_parses_and_its_default_is_a_presets_index(name):
     _, preset, example = FORMATS[name]
-    args = arguments().parse_args([name, *example.split()])
+    args = parse(["index", name, *example.split()])
     assert args.videos == "DIR"
     if "--out" not in example:
         assert args.out == PRESETS[preset].data.csv
 
 
 def test_the_command_runs_by_itself_and_a_mistake_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "s2dlib.data.annotations"]
+    command = [sys.executable, "-m", "s2dlib", "index"]
     words = [*command, "kinetics400", "--annotations", "train.csv", "--videos", "."]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1

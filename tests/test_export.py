@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
-from s2dlib.apps import export
+from s2dlib.apps import cli, export
 from s2dlib.apps.export import export_model
 from s2dlib.backbones.tsm import FramewiseStage, Shifted
 from s2dlib.config import DataConfig
@@ -145,11 +145,10 @@ def shared():
 
 
 @pytest.mark.parametrize("ending", [".pt2", ".onnx"])
-def test_export_command_writes_classes_and_clip(ending, shared, tmp_path, monkeypatch, capsys):
+def test_export_command_writes_classes_and_clip(ending, shared, tmp_path, capsys):
     shared.save_pretrained(tmp_path / "run")
     path = tmp_path / "new" / f"model{ending}"
-    monkeypatch.setattr("sys.argv", ["export", str(tmp_path / "run"), str(path)])
-    export.main()
+    assert cli.main(["export", str(tmp_path / "run"), str(path)]) == 0
     assert str(path) in capsys.readouterr().out
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     T = GRAY.n_frames
@@ -201,6 +200,5 @@ def test_export_errors(shared, tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"onnxscript; pip install s2dlib\[onnx\]"):
         export_model(shared, tmp_path / "model.onnx")
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr("sys.argv", ["export", str(tmp_path / "run"), "model.pt2"])
     with pytest.raises(SystemExit, match=r"error: .*config\.json"):
-        export.main()
+        cli.main(["export", str(tmp_path / "run"), "model.pt2"])

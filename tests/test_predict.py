@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from s2dlib.apps.predict import likeliest, look_at, main, predictions, videos_of
+from s2dlib.apps.cli import main
+from s2dlib.apps.predict import find_videos, predict_clip, predictions, top_predictions
 from s2dlib.data.clips import load_views
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.files import write_video
@@ -43,14 +44,15 @@ def protocol(csv, **changes):
 
 
 @pytest.fixture
-def predict(monkeypatch, capsys):
+def predict(capsys):
     """predict(*arguments) -> exit code or message, what was printed, what went to stderr."""
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return end.value.code, *capsys.readouterr()
+        try:
+            code = main(["predict", *map(str, arguments)])
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
 
     return call
 
@@ -65,7 +67,7 @@ def test_the_views_of_a_video_are_those_that_testing_takes(csv, crops):
 
 
 def test_a_video_that_is_shorter_than_the_clip_is_taken_as_it_is(model, make_video, tmp_path):
-    views, out = look_at(model, make_video(tmp_path / "short.mp4", n_frames=7))
+    views, out = predict_clip(model, make_video(tmp_path / "short.mp4", n_frames=7))
     assert views.shape == (1, 1, 7, 64, 64) and out.scores.shape == (1, 20)
 
 
@@ -73,7 +75,7 @@ def test_the_verdicts_are_means_over_the_views_before_and_after(model):
     frames = torch.randint(0, 256, (3, 1, 48, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         out = model(frames)
-    table = likeliest(model, out, top=4)
+    table = top_predictions(model, out, top=4)
     p, scores = out.logits.softmax(1).mean(0), out.scores.mean(0)
     assert table.index.tolist() == [1, 2, 3, 4]
     for name, values in (("", scores), ("snet_", p)):
@@ -85,27 +87,27 @@ def test_the_verdicts_are_means_over_the_views_before_and_after(model):
 def test_a_network_alone_has_one_verdict(csv):
     model = build_model("synthetic", "a2").eval()
     out = model(torch.zeros(1, 1, 48, 64, 64, dtype=torch.uint8))
-    assert likeliest(model, out).columns.tolist() == ["action", "probability"]
+    assert top_predictions(model, out).columns.tolist() == ["action", "probability"]
 
 
 def test_videos_are_files_those_below_folders_and_folders_of_frames(videos, tmp_path):
-    assert [p.name for p in videos_of([videos])] == ["a.mp4", "bad.mp4", "b.mp4"]
+    assert [p.name for p in find_videos([videos])] == ["a.mp4", "bad.mp4", "b.mp4"]
     frames = tmp_path / "frames"
     frames.mkdir()
     Image.new("RGB", (8, 8)).save(frames / "00001.png")
-    assert videos_of([frames, videos / "a.mp4"]) == [frames, videos / "a.mp4"]
+    assert find_videos([frames, videos / "a.mp4"]) == [frames, videos / "a.mp4"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="expected videos below"):
-        videos_of([tmp_path / "empty"])
+        find_videos([tmp_path / "empty"])
     with pytest.raises(FileNotFoundError, match="no such file"):
-        videos_of([tmp_path / "gone.mp4"])
+        find_videos([tmp_path / "gone.mp4"])
 
 
 def test_a_bad_file_costs_its_own_row_and_no_other(model, videos):
-    rows = {path.name: row for path, row, _ in predictions(model, videos_of([videos]))}
+    rows = {path.name: row for path, row, _ in predictions(model, find_videos([videos]))}
     assert rows["bad.mp4"]["error"].startswith("not a video, or cut off before its index")
     assert "action_1" not in rows["bad.mp4"]
-    _, out = look_at(model, videos / "a.mp4")
+    _, out = predict_clip(model, videos / "a.mp4")
     assert rows["a.mp4"]["error"] == "" and rows["a.mp4"]["frames"] == 48
     assert rows["a.mp4"]["probability_1"] == pytest.approx(out.scores.max().item())
     assert rows["a.mp4"]["delta_y"] == pytest.approx(out.theta.delta_y.mean().item())
@@ -113,7 +115,7 @@ def test_a_bad_file_costs_its_own_row_and_no_other(model, videos):
 
 def test_the_command_writes_a_table_for_a_folder_and_tells_the_bad_video(videos, runs, tmp_path):
     out, run = tmp_path / "out", runs / "synthetic-a0-0"
-    command = ["-m", "s2dlib.apps.predict", videos, "--checkpoint", run, "--out", out, "--top", "2"]
+    command = ["-m", "s2dlib", "predict", videos, "--checkpoint", run, "--out", out, "--top", "2"]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     assert done.returncode == 1 and "bad.mp4: not a video" in done.stderr, done.stderr
     assert "3/3" in done.stderr  # the bar

@@ -67,9 +67,9 @@ def test_the_job_of_kubernetes_is_a_manifest_with_the_script_and_its_resources(t
     kubectl.chmod(0o755)
     scripts, sh = TOP / "profiles" / "kubernetes", shutil.which("sh")
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "S2D_IMAGE": "registry/image:1"}
-    how = {"env": environment, "text": True, "cwd": tmp_path}
+    options = {"env": environment, "text": True, "cwd": tmp_path}
     command = [sh, scripts / "job.sh", "10", "64000", "1", "/s2dnet/job.sh"]
-    name = subprocess.check_output(command, **how).strip()
+    name = subprocess.check_output(command, **options).strip()
     job = yaml.safe_load((tmp_path / "job.yaml").read_text())
     pod = job["spec"]["template"]["spec"]
     container = pod["containers"][0]
@@ -80,5 +80,5 @@ def test_the_job_of_kubernetes_is_a_manifest_with_the_script_and_its_resources(t
     assert {v["name"] for v in pod["volumes"]} == {m["name"] for m in container["volumeMounts"]}
     for counts, word in (("1,", "success"), (",1", "failed"), (",", "running")):
         environment["COUNTS"] = counts
-        said = subprocess.check_output([sh, scripts / "status.sh", name], **how)
+        said = subprocess.check_output([sh, scripts / "status.sh", name], **options)
         assert said.strip() == word

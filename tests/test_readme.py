@@ -14,7 +14,7 @@ DRY = {  # what takes hours, a cluster or a screen: what it would do
     "make reproduce": "make reproduce ARGS=--dry-run",
     "make test": "make --dry-run test",
     "make setup && source .venv/bin/activate": "make setup",
-    "make lab OPEN=08_inspector.ipynb": "make --dry-run lab OPEN=08_inspector.ipynb",
+    "s2d inspect": "s2d inspect --help",
     "make reproduce GPUS=1": "make reproduce GPUS=1 ARGS=--dry-run",
     "make study": "make study ARGS=--dry-run",
     "make bench GPUS=1": "make --dry-run bench GPUS=1",
@@ -64,13 +64,13 @@ def clone(tmp_path_factory):
 def test_readme_commands_run_on_a_new_clone(clone):
     path = f"{clone / '.venv' / 'bin'}:{os.environ['PATH']}"
     environment = dict(os.environ, PATH=path, PYTHONPATH=str(clone), OMP_NUM_THREADS="1")
-    how = {"cwd": clone, "env": environment, "capture_output": True, "text": True}
+    options = {"cwd": clone, "env": environment, "capture_output": True, "text": True}
     assert len(commands()) > 12 and set(DRY) <= set(commands())
     for command in commands():
-        done = subprocess.run(["bash", "-c", reduced(command)], **how)
+        done = subprocess.run(["bash", "-c", reduced(command)], **options)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     (code,) = blocks("python")
-    done = subprocess.run([sys.executable, "-c", code], **how)
+    done = subprocess.run([sys.executable, "-c", code], **options)
     assert done.returncode == 0 and "torch.Size([1, 1, 8, 20, 20])" in done.stdout, done.stderr
     assert (clone / "predictions" / "00007.mp4").stat().st_size > 10_000
     assert (clone / "predictions" / "test" / "predictions.csv").read_text().count("\n") == 21
@@ -97,7 +97,7 @@ def test_readme_files_and_notebooks_are_there():
 
 def test_readme_map_names_every_module_and_notebook():
     table = README.split("## What is where")[1].split("## ")[0]
-    modules = {p.name for p in (ROOT / "s2dlib").glob("*.py")} - {"__init__.py"}
+    modules = {p.name for p in (ROOT / "s2dlib").glob("*.py")} - {"__init__.py", "__main__.py"}
     assert modules <= set(re.findall(r"`(\w+\.py)`", table))
     folders = {p.parent.name for p in (ROOT / "s2dlib").glob("*/*.py")}
     assert folders <= set(re.findall(r"`(\w+)/[\w.]*`", table))

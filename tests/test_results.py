@@ -161,9 +161,9 @@ def test_a_table_is_written_for_machines_and_for_people(tmp_path):
 
 
 def test_provenance_says_how_to_repeat_a_run(monkeypatch):
-    monkeypatch.setenv("S2D_COMMAND", "python -m s2dlib.apps.run x y")
+    monkeypatch.setenv("S2D_COMMAND", "s2d run x y")
     source = provenance(None, "cpu", 3, "clips")
-    assert source["command"] == "python -m s2dlib.apps.run x y"
+    assert source["command"] == "s2d run x y"
     assert {"python", "torch", "torchvision", "numpy"} <= set(source["versions"])
     assert source["seed"] == 3 and source["data"] == "clips" and source["device"]
     assert provenance("make", "cpu", 0, "clips")["command"] == "make"

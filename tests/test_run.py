@@ -45,13 +45,13 @@ def test_parameters_reach_the_notebook_which_runs_in_its_own_folder(write, tmp_p
     facts = json.loads((notebook.parent / "facts.json").read_text())
     assert output.is_file() and facts["variant"] == "b2"
     assert Path(facts["cwd"]) == notebook.parent and facts["exe"] == sys.prefix
-    assert facts["command"] == "python -m s2dlib.apps.run work/nb.ipynb new/out.ipynb -p variant b2"
+    assert facts["command"] == "s2d run work/nb.ipynb new/out.ipynb -p variant b2"
     assert "S2D_COMMAND" not in os.environ
 
 
 def test_a_misspelt_parameter_is_refused_in_one_line_that_names_the_known_ones(write, tmp_path):
     notebook = write(FACTS)
-    command = [sys.executable, "-m", "s2dlib.apps.run", notebook, tmp_path / "o.ipynb"]
+    command = [sys.executable, "-m", "s2dlib", "run", notebook, tmp_path / "o.ipynb"]
     done = subprocess.run(
         [*command, "-p", "varient", "b2"], cwd=REPO, capture_output=True, text=True, check=False
     )
@@ -83,7 +83,7 @@ def test_another_python3_kernel_in_the_home_and_a_bare_path_do_not_matter(write,
     env |= {"PATH": "/usr/bin:/bin", "JUPYTER_PREFER_ENV_PATH": "0"}
     env |= {"JUPYTER_DATA_DIR": str(tmp_path / "jupyter")}
     notebook = write(FACTS)
-    command = [sys.executable, "-m", "s2dlib.apps.run", notebook, tmp_path / "o.ipynb"]
+    command = [sys.executable, "-m", "s2dlib", "run", notebook, tmp_path / "o.ipynb"]
     done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((notebook.parent / "facts.json").read_text())["exe"] == sys.prefix

@@ -1,7 +1,7 @@
 """A trained model as one file that runs without this package: raw frames in, all of Fig. 2 out.
 
-    python -m s2dlib.apps.export results/models/synthetic model.pt2     # for torch.export.load
-    python -m s2dlib.apps.export results/models/synthetic model.onnx    # pip install s2dlib[onnx]
+    s2d export results/models/synthetic model.pt2     # for torch.export.load
+    s2d export results/models/synthetic model.onnx    # pip install s2dlib[onnx]
 
 Inputs: frames, uint8 (B, C, T, H, W), and n_frames, int64 (B,). B is free. T, H, W and C are fixed,
 those of the clips that the model was trained on; a shorter clip is padded at its end with anything,
@@ -27,12 +27,9 @@ Those written here hold no pickle. ONNX files are data alone.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
-import logging
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -59,9 +56,13 @@ class Graph(nn.Module):
         possible = n_frames.clamp(1, frames.shape[2])  # (B,)
         out = self.model(frames, possible)
         scores = out.scores.masked_fill((n_frames != possible)[:, None], torch.nan)  # (B, N)
-        named = {"scores": scores, "logits": out.logits}
-        named |= vars(out.theta) if out.theta is not None else {}
-        named |= {"detail_volume": out.detail_volume}
+        theta = {} if out.theta is None else vars(out.theta)
+        named = {
+            "scores": scores,
+            "logits": out.logits,
+            **theta,
+            "detail_volume": out.detail_volume,
+        }
         return {name: value for name, value in named.items() if value is not None}
 
 
@@ -111,7 +112,7 @@ def export_model(model: S2DNet, path: str | Path, data: DataConfig | None = None
 def capture(model: S2DNet, data: DataConfig) -> tuple[torch.export.ExportedProgram, list[str]]:
     """The graph of a model for clips of one size, and the names of its outputs in order."""
     model = for_inference(model).requires_grad_(False)
-    model.to("cpu", memory_format=torch.contiguous_format)  # no slower there, and saved plainly
+    model.cpu().to(memory_format=torch.contiguous_format)  # no slower there, and saved plainly
     model.detail_sampler.how = "dense"  # the banded form reads theta's values
     T, S = data.n_frames, data.crop
     frames = torch.zeros(2, 1 if data.gray else 3, T, S, S, dtype=torch.uint8)
@@ -140,29 +141,6 @@ def write_onnx(
         dynamic_shapes=({0: "batch"}, {}),  # the other one is known to be the same
         verbose=False,
     )
+    assert translated is not None  # it is, without a path
     translated.model.metadata_props.update(texts)
     translated.save(path, external_data=False)
-
-
-def main() -> None:
-    """The command line; every expected failure is one line and a non-zero exit."""
-    parser = argparse.ArgumentParser(
-        prog="python -m s2dlib.apps.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("checkpoint", help="the folder of a run, or a model's id on the hub")
-    parser.add_argument("out", type=Path, help="ends in .pt2 or .onnx")
-    args = parser.parse_args()
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it says what it does not simplify
-    try:
-        model = S2DNet.from_pretrained(args.checkpoint)
-        names = export_model(model, args.out)
-    except (FileNotFoundError, ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    size = args.out.stat().st_size / 1e6
-    print(f"{args.out}: {size:.1f} MB; frames, n_frames -> {', '.join(names)}")
-
-
-if __name__ == "__main__":
-    main()

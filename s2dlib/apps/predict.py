@@ -1,6 +1,6 @@
-"""A trained model on anyone's videos: the likeliest actions, the picture, the film.
+"""A trained model on anyone's videos: the most probable actions, the picture, the film.
 
-    python -m s2dlib.apps.predict video.mp4 --checkpoint results/models/synthetic
+    s2d predict video.mp4 --checkpoint results/models/synthetic
 
 One video gets its top-5 before and after DNet, the picture of Fig. 4 and a film of what DNet sees
 beside the clip; several, or a folder, get a row each in predictions.csv.
@@ -8,11 +8,11 @@ beside the clip; several, or a folder, get a row each in predictions.csv.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -29,11 +29,15 @@ from s2dlib.report import figures
 from s2dlib.report import film as films
 
 TABLE = "predictions.csv"
-HEADINGS = {"action": "after DNet", "probability": "", "snet_action": "before: SNet"}
-HEADINGS |= {"snet_probability": ""}
+HEADINGS = {
+    "action": "after DNet",
+    "probability": "",
+    "snet_action": "before: SNet",
+    "snet_probability": "",
+}
 
 
-def videos_of(paths: Sequence[str | Path]) -> list[Path]:
+def find_videos(paths: Sequence[str | Path]) -> list[Path]:
     """Videos named one by one, and those below folders; a folder of frames is a video.
 
     Raises:
@@ -52,7 +56,7 @@ def videos_of(paths: Sequence[str | Path]) -> list[Path]:
 
 
 @torch.no_grad()
-def look_at(model: S2DNet, path: str | Path, device: str = "cpu") -> tuple[Tensor, Output]:
+def predict_clip(model: S2DNet, path: str | Path, device: str = "cpu") -> tuple[Tensor, Output]:
     """What a model makes of a video's test clip.
 
     Args:
@@ -68,14 +72,14 @@ def look_at(model: S2DNet, path: str | Path, device: str = "cpu") -> tuple[Tenso
     return views, model.to(device)(views.to(device))
 
 
-def likeliest(model: S2DNet, out: Output, top: int = 5) -> pd.DataFrame:
-    """The likeliest actions of a video, before and after DNet, means over its views (Sec. 4.1).
+def top_predictions(model: S2DNet, out: Output, top: int = 5) -> pd.DataFrame:
+    """The most probable actions of a video, before and after DNet, means over its views (Sec. 4.1).
 
     Returns:
         A row a rank: action and probability (p-hat * s), snet_action and snet_probability (p). A
         network alone has but one of the two verdicts, in action and probability.
     """
-    verdicts = {"": out.scores}
+    verdicts = {"": cast(Tensor, out.scores)}
     if out.logits is not None and out.detail_logits is not None:
         verdicts["snet_"] = out.logits.float().softmax(dim=1)
     table = pd.DataFrame(index=pd.RangeIndex(1, min(top, len(model.classes)) + 1, name="rank"))
@@ -112,7 +116,7 @@ def draw(model: S2DNet, views: Tensor, out: Output, stem: Path, film: str = "mp4
 def predictions(
     model: S2DNet, paths: Sequence[Path], top: int = 5, device: str = "cpu"
 ) -> Iterator[tuple[Path, dict[str, object], tuple[Tensor, Output] | None]]:
-    """Each video in turn: its path, its row of predictions.csv, and what look_at gave.
+    """Each video in turn: its path, its row of predictions.csv, and what predict_clip gave.
 
     A row holds path, error (empty, or why the video cannot be read; then nothing else), frames,
     action_1, probability_1, ..., snet_action_1, ..., and theta's six, means over the detail frames.
@@ -120,12 +124,12 @@ def predictions(
     for path in paths:
         row: dict[str, object] = {"path": str(path), "error": ""}
         try:
-            views, out = look_at(model, path, device)
+            views, out = predict_clip(model, path, device)
         except ClipError as error:
             yield path, row | {"error": error.cause}, None
             continue
         row["frames"] = views.shape[2]
-        for rank, line in likeliest(model, out, top).iterrows():
+        for rank, line in top_predictions(model, out, top).iterrows():
             row |= {f"{name}_{rank}": value for name, value in line.items()}
         if out.theta is not None:
             row |= {name: value.mean().item() for name, value in vars(out.theta).items()}
@@ -139,60 +143,55 @@ def write_table(rows: Sequence[dict[str, object]], path: Path) -> None:
     os.replace(partial, path)
 
 
-def main() -> None:
-    """The command line; every expected failure is one line and a non-zero exit."""
-    parser = argparse.ArgumentParser(
-        prog="python -m s2dlib.apps.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("videos", nargs="+", type=Path, help="files, or folders of videos")
-    parser.add_argument(
-        "--checkpoint", required=True, help="folder of a run or of a shared model, or a hub id"
-    )
-    parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write to")
-    parser.add_argument("--top", type=int, default=5, help="actions told")
-    parser.add_argument("--film", choices=("mp4", "gif"), default="mp4", help="kind of the film")
-    parser.add_argument("--pictures", action="store_true", help="of each of several videos, too")
-    args = parser.parse_args()
-    try:
-        sys.exit(_predict(args))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+def predict_videos(
+    videos: Sequence[str | Path],
+    checkpoint: str | Path,
+    out: Path,
+    top: int = 5,
+    film: str = "mp4",
+    pictures: bool = False,
+) -> int:
+    """`s2d predict`: one video is printed and drawn, several get a table.
 
+    Args:
+        videos: files, or folders of videos.
+        checkpoint: as of S2DNet.from_pretrained.
+        out: folder to write to.
+        top: actions listed.
+        film: mp4 or gif.
+        pictures: whether each of several videos is drawn too.
 
-def _predict(args: argparse.Namespace) -> int:
-    """Returns the exit code: 1 where a video could not be read."""
-    if args.top < 1:
-        raise ValueError(f"--top must be >= 1, got {args.top}")
-    paths = videos_of(args.videos)
-    model = S2DNet.from_pretrained(args.checkpoint)
+    Returns:
+        The exit status: 1 where a video could not be read.
+    """
+    if top < 1:
+        raise ValueError(f"--top must be >= 1, got {top}")
+    paths = find_videos(videos)
+    model = S2DNet.from_pretrained(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     alone, both = len(paths) == 1, model.snet is not None and model.dnet is not None
-    args.out.mkdir(parents=True, exist_ok=True)
-    rows, written = [], []
-    bar = tqdm(predictions(model, paths, args.top, device), total=len(paths), disable=alone)
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, object]] = []
+    written: list[Path] = []
+    bar = tqdm(predictions(model, paths, top, device), total=len(paths), disable=alone)
     for path, row, seen in bar:
         rows.append(row)
         if seen is None:
             bar.write(f"{path}: {row['error']}", file=sys.stderr)
             continue
         if alone:
-            table = likeliest(model, seen[1], args.top).round(3).rename(columns=HEADINGS)
+            table = top_predictions(model, seen[1], top).round(3).rename(columns=HEADINGS)
             print(f"{path}: {row['frames']} frames", table.rename_axis(None).to_string(), sep="\n")
-        if both and (alone or args.pictures):
+        if both and (alone or pictures):
             name = path.stem if alone else f"{len(rows):05d}-{path.stem}"
-            written += draw(model, *seen, args.out / name, args.film)
+            views, output = seen
+            written += draw(model, views, output, out / name, film)
     if not alone:
-        write_table(rows, args.out / TABLE)
-        written = [args.out / TABLE, *written]
+        write_table(rows, out / TABLE)
+        written = [out / TABLE, *written]
     failed = sum(bool(row["error"]) for row in rows)
     if failed and not alone:
         print(f"{failed} of {len(rows)} videos could not be read: their rows say why")
     if written:
         print("written:", ", ".join(map(str, written[:4])), "..." * (len(written) > 4))
     return int(failed > 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Run a notebook with checked parameters: papermill, this very interpreter, no misspelt name.
 
-    python -m s2dlib.apps.run notebooks/02_train.ipynb out.ipynb -p preset synthetic -p variant b2
+    s2d run notebooks/02_train.ipynb out.ipynb -p preset synthetic -p variant b2
 
 Papermill only warns about an unknown parameter and goes on with the default; here it is refused.
 Where several GPUs are visible, runs side by side use different ones.
@@ -8,16 +8,14 @@ Where several GPUs are visible, runs side by side use different ones.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import logging
 import os
 import re
 import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +53,11 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
         write_kernel_spec(Path(folder) / "kernels" / "python3")
         ipc = os.name == "posix" and len(folder) + 20 < SOCKET_PATH  # no ports, so no clashes
         transport = {"transport": "ipc", "connection_file": f"{folder}/k.json"} if ipc else {}
-        command = _command(notebook, output, parameters)
-        one_gpu = _wants_one_gpu(notebook, known, parameters)
-        gpu = reserve_gpu() if one_gpu else nullcontext({})
-        with gpu as visible, _environment(S2D_COMMAND=command, JUPYTER_PATH=folder, **visible):
+        command = command_text(notebook, output, parameters)
+        gpu: AbstractContextManager[dict[str, str]] = nullcontext({})
+        if wants_one_gpu(notebook, known, parameters):
+            gpu = reserve_gpu()
+        with gpu as visible, environment(S2D_COMMAND=command, JUPYTER_PATH=folder, **visible):
             papermill.execute_notebook(
                 notebook,
                 output,
@@ -77,7 +76,10 @@ def parse_value(text: str) -> object:
     """A parameter as YAML reads it; 1e-3, which YAML 1.1 takes for a string, is a number."""
     if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", text):
         return float(text)
-    return yaml.safe_load(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is no YAML: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
@@ -120,14 +122,14 @@ def visible_gpus() -> list[str]:
     return [str(n) for n in range(torch.cuda.device_count())]
 
 
-def _wants_one_gpu(notebook: Path, known: dict[str, Any], parameters: dict[str, Any]) -> bool:
+def wants_one_gpu(notebook: Path, known: dict[str, Any], parameters: dict[str, Any]) -> bool:
     """Whether a notebook asks torch for a GPU, and not for several processes, each with its own."""
     default = known["processes"]["default"] if "processes" in known else "1"
     processes = parameters.get("processes", parse_value(default))
     return processes == 1 and "torch.cuda" in notebook.read_text()
 
 
-def _command(notebook: Path, output: Path, parameters: dict[str, Any]) -> str:
+def command_text(notebook: Path, output: Path, parameters: dict[str, Any]) -> str:
     """The shell command that repeats this call; paths relative to here, where they lie below."""
     here = Path.cwd()
     paths = [
@@ -138,11 +140,11 @@ def _command(notebook: Path, output: Path, parameters: dict[str, Any]) -> str:
     for name, value in parameters.items():
         text = yaml.safe_dump(value, default_flow_style=True, width=1e9)
         values += ["-p", name, text.removesuffix("...\n").strip()]
-    return shlex.join(["python", "-m", "s2dlib.apps.run", *paths, *values])
+    return shlex.join(["s2d", "run", *paths, *values])
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def environment(**variables: str) -> Iterator[None]:
     """Environment variables for the kernel, put back afterwards."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -154,26 +156,3 @@ def _environment(**variables: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def main() -> None:
-    """The command line; every expected failure is one line and a non-zero exit."""
-    parser = argparse.ArgumentParser(prog="python -m s2dlib.apps.run", description=__doc__)
-    parser.add_argument("notebook", type=Path)
-    parser.add_argument("output", type=Path, help="the executed copy")
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="YAML value"
-    )
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        parameters = {name: parse_value(value) for name, value in args.p}
-        run_notebook(args.notebook, args.output, parameters)
-    except (FileNotFoundError, ValueError, yaml.YAMLError) as error:
-        sys.exit(f"error: {error}")
-    except papermill.PapermillExecutionError as error:
-        sys.exit(f"{error}\nerror: {args.notebook} failed; executed so far: {args.output}")
-
-
-if __name__ == "__main__":
-    main()

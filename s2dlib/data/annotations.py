@@ -1,6 +1,6 @@
 """A data set as its owner ships it -> the one CSV of this project (Sec. 4.1).
 
-    python -m s2dlib.data.annotations kinetics400 --annotations train.csv val.csv --videos DIR
+    s2d index kinetics400 --annotations train.csv val.csv --videos DIR
 
 An owner's file names a video by an id or a path, seldom just as it lies on a disk: index.py finds
 it. Every reader here gives rows that say in which file and line they were.
@@ -8,22 +8,14 @@ it. Every reader here gives rows that say in which file and line they were.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import inspect
 import json
-import os
 import re
-import shlex
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import pandas as pd
-
-from s2dlib.data.index import Row, list_videos, make_index, missing_of, read_fields, write_index
-from s2dlib.presets import PRESETS
+from s2dlib.data.index import Row, list_videos, read_fields
 
 T = TypeVar("T", list, dict)
 SPLITS = {
@@ -228,107 +220,3 @@ def _load_json(path: str | Path, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise ValueError(f"{path}: expected a JSON {kind.__name__}, got {type(value).__name__}")
     return value
-
-
-# format -> how its rows are read, whose preset's index it writes, arguments for instance
-FORMATS: dict[str, tuple[Callable[..., list[Row]], str, str]] = {
-    "kinetics400": (
-        read_kinetics,
-        "kinetics400-x3d-s-m",
-        "--annotations train.csv val.csv --videos DIR",
-    ),
-    "mini-kinetics": (
-        read_mini_kinetics,
-        "mini-kinetics",
-        "--annotations mini_train_videofolder.txt mini_val_videofolder.txt --videos DIR",
-    ),
-    "ssv1": (
-        read_something,
-        "ssv1",
-        "--annotations train.csv validation.csv --classes labels.csv --videos DIR",
-    ),
-    "ssv2": (
-        read_something,
-        "ssv2",
-        "--annotations train.json validation.json --classes labels.json --videos DIR",
-    ),
-    "list": (
-        read_list,
-        "videos",
-        "--annotations train=a.txt val=b.txt --videos DIR --out data/mine/mine.csv",
-    ),
-    "folders": (read_folders, "videos", "--videos DIR --out data/mine/mine.csv"),
-}
-
-
-def arguments() -> argparse.ArgumentParser:
-    """The command line: a subcommand a format, described by the docstring of its reader."""
-    how = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    prog = "python -m s2dlib.data.annotations"
-    parser = argparse.ArgumentParser(prog, description=__doc__, **how)
-    formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
-    for name, (reader, preset, example) in FORMATS.items():
-        what = inspect.getdoc(reader)
-        example = f"example:\n  python -m s2dlib.data.annotations {name} {example}"
-        sub = formats.add_parser(
-            name, help=what.split("\n")[0], description=what, epilog=example, **how
-        )
-        add, files = sub.add_argument, {"nargs": "+", "metavar": "FILE"}
-        if name == "folders":
-            add("--fractions", nargs=3, type=float, default=(0.8, 0.1, 0.1))
-            add("--seed", type=int, default=0)
-        else:
-            add("--annotations", required=True, **files, help="SPLIT=FILE if its name has no split")
-        if name == "mini-kinetics":
-            add("--kinetics", **files, help="Kinetics-400's own CSVs, for lists of ids")
-        classes = "class names in their order: one a line, or JSON name -> index"
-        add("--classes", required=name.startswith("ssv"), metavar="FILE", help=classes)
-        add("--videos", required=True, metavar="DIR", help="a folder above all videos")
-        add("--out", default=PRESETS[preset].data.csv, help="the index; default: %(default)s")
-        add("--replace", action="store_true", help="even an index that names more videos")
-    return parser
-
-
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Videos listed, found and missing, and classes found, by split. The columns of make_index."""
-    found = table["path"].notna()
-    splits = table.assign(found=found, seen=table["label"].where(found)).groupby(
-        "split", sort=False
-    )
-    counts = splits.agg(
-        listed=("found", "size"), found=("found", "sum"), classes=("seen", "nunique")
-    )
-    return counts.assign(missing=counts["listed"] - counts["found"])
-
-
-def next_command(preset: str, index: Path) -> str:
-    """The command that checks an index; by the preset whose own it is, if it is one's."""
-    own = [name for name, p in PRESETS.items() if os.path.abspath(p.data.csv) == str(index)]
-    words = ["-p", "preset", *own[:1]] if own else ["-p", "preset", preset, "-p", "csv", str(index)]
-    executed = index.with_name("00_data.ipynb")
-    executed = executed.relative_to(Path.cwd()) if executed.is_relative_to(Path.cwd()) else executed
-    run = ["python", "-m", "s2dlib.apps.run", "notebooks/00_data.ipynb", str(executed)]
-    return shlex.join([*run, *words])
-
-
-def main() -> None:
-    """The command line; every expected failure is one line and a non-zero exit."""
-    chosen = vars(arguments().parse_args())
-    reader, preset, _ = FORMATS[chosen["format"]]
-    try:
-        classes = read_classes(chosen["classes"]) if chosen["classes"] else None
-        rows = reader(**{k: chosen[k] for k in inspect.signature(reader).parameters})
-        table, notes = make_index(rows, chosen["videos"], classes)
-        index = write_index(table, chosen["videos"], chosen["out"], chosen["replace"])
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(summary(table).to_string(), *notes, sep="\n")
-    found = table[table["path"].notna()]
-    print(f"{found['label'].nunique()} of {table['label'].nunique()} classes: {index}")
-    if len(found) < len(table):
-        print(f"{len(table) - len(found)} videos are missing: {missing_of(index)}")
-    print("next:", next_command(preset, index))
-
-
-if __name__ == "__main__":
-    main()

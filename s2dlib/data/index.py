@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from tqdm import tqdm
 
 from s2dlib.data.files import write_atomic
 from s2dlib.data.table import read_lines
@@ -42,7 +43,9 @@ def list_videos(folder: str | Path) -> list[str]:
     videos: list[str] = []
     linked: set[str] = set()  # what links point to
     todo = [""]
+    bar = tqdm(desc=f"listing {folder}", unit=" folders", delay=1, leave=False, disable=None)
     while todo:
+        bar.update()
         below, n_before = todo.pop(), len(videos)
         inner: list[str] = []
         suffixes: set[str] = set()
@@ -61,6 +64,7 @@ def list_videos(folder: str | Path) -> list[str]:
         if below and suffixes & IMAGES and not inner and len(videos) == n_before:
             videos.append(below)
         todo += inner
+    bar.close()
     return sorted(videos)
 
 

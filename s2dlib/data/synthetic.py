@@ -11,7 +11,6 @@ truth (when, where, how large) stands beside each clip in the CSV.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from s2dlib.data.files import write_atomic, write_video
 
@@ -283,18 +283,10 @@ def write_dataset(out: Path, dataset: str = "synthetic", share: float = 1.0) -> 
             rows.append({"path": path, "label": label, "label_name": names[label], "split": split})
             jobs.append((out / path, label, DATASETS[dataset][scene], seed * 1_000_000 + i))
     with ProcessPoolExecutor() as pool:
-        truths = list(pool.map(write_clip, jobs, chunksize=32))
+        written = pool.map(write_clip, jobs, chunksize=32)
+        truths = list(tqdm(written, total=len(jobs), unit=" clips", disable=None))
     for row, truth in zip(rows, truths, strict=True):
         row |= {name: f"{value:.6g}" for name, value in truth.items()}
     return write_atomic(
         out / f"{out.name}.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\r\n")
     )
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the synthetic videos.")
-    parser.add_argument("--dataset", choices=DATASETS, default="synthetic")
-    parser.add_argument("--out", type=Path, help="folder to write to; else data/<dataset>")
-    parser.add_argument("--share", type=float, default=1.0, help="share of the clips to write")
-    chosen = parser.parse_args()
-    print(write_dataset(chosen.out or Path("data") / chosen.dataset, chosen.dataset, chosen.share))

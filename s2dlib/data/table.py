@@ -26,7 +26,7 @@ def read_csv(csv: str | Path) -> pd.DataFrame:
     if not os.path.isfile(csv):
         raise FileNotFoundError(
             f"{os.path.abspath(csv)}: no such file; a data set is a CSV path,label,split, which "
-            "python -m s2dlib.data.annotations makes of what its owner ships; see data/README.md"
+            "s2d index makes of what its owner ships; see data/README.md"
         )
     (_, header), *rows = [*read_lines(csv)] or [(0, [])]
     columns = [name.strip() for name in header]

@@ -24,7 +24,7 @@ USE = """
 
 or, for top-5, the picture and the film of where it looks:
 
-    python -m s2dlib.apps.predict video.mp4 --checkpoint "FOLDER OR HUB ID"
+    s2d predict video.mp4 --checkpoint "FOLDER OR HUB ID"
 """
 
 

@@ -37,7 +37,7 @@ def provenance(command: str | None, device: torch.device | str, seed: int, data:
     """How a record came about, enough to repeat it.
 
     Args:
-        command: the shell command; None: the one s2dlib.apps.run was called with, if it was.
+        command: the shell command; None: the one of s2d run, if it started this.
         data: the data set's name or its CSV.
     """
     device, installed = torch.device(device), {"python": platform.python_version()}
@@ -127,7 +127,7 @@ def command(
     }
     words = " ".join(f"-p {name} {shlex.quote(value)}" for name, value in values.items() if value)
     executed = shlex.quote(f"results/runs/{run}/02_train.ipynb")
-    return f"python -m s2dlib.apps.run notebooks/02_train.ipynb {executed} {words}"
+    return f"s2d run notebooks/02_train.ipynb {executed} {words}"
 
 
 def load_run(run_dir: str | Path) -> tuple[S2DNet, Values]:
