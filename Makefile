@@ -47,9 +47,10 @@ QUICK := banded checkpoints config cuda detail layout losses model notebooks par
 quick: lint  ## lint, and the tests that together take a minute
 	$(TESTS) -m "not slow" $(QUICK:%=tests/test_%.py)
 
-lint: $(READY)
+lint: $(READY)  ## style, limits of length and complexity, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 lab: $(READY)  ## JupyterLab, with this environment's kernel; OPEN=08_inspector.ipynb opens that one
 	PATH="$(CURDIR)/$(BIN):$$PATH" JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab notebooks/$(OPEN)

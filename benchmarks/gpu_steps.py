@@ -37,7 +37,7 @@ from s2dlib.presets import PRESETS
 from s2dlib.report.records import provenance
 from s2dlib.report.tables import write_measured
 from s2dlib.sampler import grid_centres
-from s2dlib.training import launch, loop
+from s2dlib.training import epoch, launch, loop
 from s2dlib.training.optim import make_optimizer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -173,8 +173,8 @@ def waits(_: Path) -> Iterator[tuple]:
         clips = InMemory(preset.data, 2 * n_steps, 20)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            loop.train_epoch(
-                loop.TrainState(model, optimizer, config, device=torch.device(DEVICE)), clips, 0
+            epoch.train_epoch(
+                epoch.TrainState(model, optimizer, config, device=torch.device(DEVICE)), clips, 0
             )
         waited = [w for w in caught if "synchroniz" in str(w.message)]
         found.append(Counter(f"{Path(w.filename).name}:{w.lineno}" for w in waited))

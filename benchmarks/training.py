@@ -36,8 +36,8 @@ from s2dlib.model import S2DNet, build_model
 from s2dlib.presets import PRESETS, Preset
 from s2dlib.report.records import provenance
 from s2dlib.report.tables import write_measured
+from s2dlib.training.epoch import TrainState, train_epoch
 from s2dlib.training.launch import fit_in_processes
-from s2dlib.training.loop import TrainState, train_epoch
 from s2dlib.training.optim import epoch_batches, make_optimizer, seed_everything
 
 

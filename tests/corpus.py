@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -121,12 +121,19 @@ def turn(path: Path, degrees: int) -> Path:
 
 def make_corpus(folder: Path) -> list[Case]:
     """Write all files. Frames are numbered from 0, so n frames are 0..n-1."""
-    f, cases = folder, []
+    cases: list[Case] = []
 
     def add(path: Path, expected: int | str, degrees: int = 0) -> None:
         cases.append(Case(path, expected, degrees))
 
-    # Right: every frame, in order.
+    add_right(folder, add)
+    add_wrong_files(folder, add)
+    add_wrong_folders(folder, add)
+    return cases
+
+
+def add_right(f: Path, add: Callable[..., None]) -> None:
+    """Files that give every frame, in order."""
     add(write(f / "h264.mp4"), N)
     add(write(f / "h264 open gop.mp4", options=OPEN_GOP), N)
     add(write(f / "hevc.mp4", "libx265", HEVC), N)
@@ -152,7 +159,10 @@ def make_corpus(folder: Path) -> list[Case]:
     add(write_folder(f / "folder jpg", range(1, N + 1)), N)
     add(write_folder(f / "folder png from 0", range(N), ".png"), N)
     add(cut(write(f / "cut at 99.mp4"), 99), N)  # what is lost there are notes about the encoder
-    # Wrong, or right but not for decord: an error that says what.
+
+
+def add_wrong_files(f: Path, add: Callable[..., None]) -> None:
+    """Files that are wrong, or right but not for decord: an error that says what."""
     add(write(f / "vp9 no duration.webm", "libvpx-vp9", VP9, muxer=LIVE), "how long it is")
     add(write(f / "h264 no duration.mkv", options=OPEN_GOP, muxer=LIVE), "how long it is")
     add(write(f / "h264 open gop.ts", options=OPEN_GOP), "MPEG-TS")
@@ -177,6 +187,10 @@ def make_corpus(folder: Path) -> list[Case]:
     whole.write_bytes(data[:half] + bytes(3000) + data[half + 3000 :])
     add(whole, "damaged")
     add(write(f / "edit list.mp4", hidden=25), "edit list")
+
+
+def add_wrong_folders(f: Path, add: Callable[..., None]) -> None:
+    """Folders of images that are no video."""
     add(write_folder(f / "folder with a gap", [1, 2, 3, 5, 6]), "frame 4 is missing")
     add(write_folder(f / "folder from 2", [2, 3]), "frame 1 is missing")
     (write_folder(f / "folder with one cut", range(1, 9)) / "00005.jpg").write_bytes(b"\xff\xd8")
@@ -186,7 +200,6 @@ def make_corpus(folder: Path) -> list[Case]:
     add(path, "00006.jpg is 40 x 32 pixels")
     (f / "folder without frames").mkdir()
     add(f / "folder without frames", "without numbered frames")
-    return cases
 
 
 def second_decoder(case: Case) -> torch.Tensor:

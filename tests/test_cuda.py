@@ -35,7 +35,7 @@ from s2dlib.kernels import banded
 from s2dlib.losses import detail_loss, s2d_loss, synopsis_loss
 from s2dlib.model import Output, S2DNet, build_model
 from s2dlib.presets import PRESETS, VARIANTS
-from s2dlib.training import evaluation, loop
+from s2dlib.training import epoch, evaluation, loop
 from s2dlib.training.checkpoints import random_state, set_random_state
 from s2dlib.training.optim import make_optimizer
 
@@ -119,9 +119,9 @@ def training_step(
     recipe: TrainConfig,
     optimizer: torch.optim.Optimizer,
 ) -> tuple[Output, dict[str, Tensor]]:
-    """As in loop.train_epoch."""
+    """As in epoch.train_epoch."""
     optimizer.zero_grad()
-    out, sums = loop.backward(model, model, batch, recipe, CUDA, 1.0)
+    out, sums = epoch.backward(model, model, batch, recipe, CUDA, 1.0)
     norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad_norm)
     assert norm.isfinite() & sums["loss"].isfinite()
     optimizer.step()
@@ -177,7 +177,7 @@ def test_cuda_rows_and_recipes_keep_float32_and_do_not_wait(
     for row, recipe in cases:
         model, batch = fake_model(preset, row), batch_of(preset)
         with counted() as lines:
-            check(*loop.backward(model, model, batch, recipe, CUDA, 1.0))
+            check(*epoch.backward(model, model, batch, recipe, CUDA, 1.0))
         assert not lines
         if recipe is recipes[0] or recipe.theta in ("frozen", "truth"):
             evaluation_step(model, batch, recipe)
@@ -248,12 +248,12 @@ def test_waits_of_training_and_evaluation_loops(launched, thin_backbones, monkey
         model, clips = fake_model("synthetic", "a0"), Clips(range(4 * n_steps))
         optimizer = make_optimizer(model, recipe)
         with counted() as training:
-            loop.train_epoch(loop.TrainState(model, optimizer, recipe, device=CUDA), clips, 0)
+            epoch.train_epoch(epoch.TrainState(model, optimizer, recipe, device=CUDA), clips, 0)
         with counted() as testing:
             evaluation.evaluate(model, clips, batch_size=4, device=CUDA)
         return training, testing
 
-    for module in (loop, evaluation):
+    for module in (epoch, evaluation):
         monkeypatch.setattr(module, "load_batches", batches_of)
     monkeypatch.setattr(S2DNet, "to", lambda model, _: model)  # it is there
     recipe = replace(PRESETS["synthetic"].recipes["joint"], batch_size=4)

@@ -19,8 +19,9 @@ from s2dlib.data.loader import collate
 from s2dlib.model import Output, build_model
 from s2dlib.presets import PRESETS
 from s2dlib.sampler import Extent
+from s2dlib.training.epoch import TrainState, train_epoch
 from s2dlib.training.evaluation import Means, batch_sums, evaluate, theta_at_test
-from s2dlib.training.loop import TrainState, fit, memory_advice, train_epoch
+from s2dlib.training.loop import fit, memory_advice
 from s2dlib.training.optim import epoch_batches, learning_rate, make_optimizer, seed_everything
 from s2dlib.training.windows import distance_to_truth, theta_from_source
 
@@ -373,7 +374,7 @@ def test_resume_refuses_a_checkpoint_of_another_run(changes, words, sets, tmp_pa
 
 
 def test_loss_not_finite_keeps_the_checkpoint(sets, tmp_path, monkeypatch):
-    import s2dlib.training.loop as train_module
+    import s2dlib.training.epoch as train_module
 
     run, loss = tmp_path / "run", train_module.s2d_loss
     calls = []

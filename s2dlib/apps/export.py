@@ -29,8 +29,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -38,6 +36,7 @@ from torch import Tensor, nn
 
 from s2dlib.apps.inference import for_inference
 from s2dlib.config import DataConfig
+from s2dlib.data.files import atomic_path
 from s2dlib.model import S2DNet
 
 CLIP_FIELDS = ("n_frames", "frame_stride", "short_side", "crop", "gray", "test_crops")
@@ -96,15 +95,12 @@ def export_model(model: S2DNet, path: str | Path, data: DataConfig | None = None
         "classes": json.dumps(model.classes, ensure_ascii=False),
         "clip": json.dumps({name: getattr(data, name) for name in CLIP_FIELDS}),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-        whole = Path(folder) / path.name
+    with atomic_path(path) as whole:
         if path.suffix == ".pt2":
             program.example_inputs = None  # a whole clip, pickled
             torch.export.save(program, whole, extra_files=texts)
         else:
             write_onnx(program, names, whole, texts)
-        os.replace(whole, path)
     return names
 
 

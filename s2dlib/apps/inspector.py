@@ -178,7 +178,7 @@ class Inspector:
         """Show a clip; nothing has changed if it cannot be read."""
         if not 0 <= number < len(dataset):
             raise ValueError(f"clip must lie in [0, {len(dataset) - 1}], got {number}")
-        item: dict[str, Any] = dataset[number]
+        item = dataset[number]
         self.model, self.dataset, self.frames = model, dataset, item["frames"][None]
         self.n_frames = torch.tensor([self.frames.shape[2]])
         name = dataset.classes[item["label"]]

@@ -8,7 +8,6 @@ beside the clip; several, or a folder, get a row each in predictions.csv.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from s2dlib.data.clips import load_views
 from s2dlib.data.decoding import ClipError
-from s2dlib.data.files import FPS, write_video
+from s2dlib.data.files import FPS, write_atomic, write_video
 from s2dlib.data.index import IMAGES, list_videos
 from s2dlib.model import Output, S2DNet
 from s2dlib.report import figures
@@ -138,9 +137,7 @@ def predictions(
 
 def write_table(rows: Sequence[dict[str, object]], path: Path) -> None:
     """Write predictions.csv, whole or not at all."""
-    partial = path.with_name(f"{path.name}.part")
-    pd.DataFrame(rows).to_csv(partial, index=False, float_format="%.4g")
-    os.replace(partial, path)
+    write_atomic(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.4g"))
 
 
 def predict_videos(
@@ -155,9 +152,7 @@ def predict_videos(
 
     Args:
         videos: files, or folders of videos.
-        checkpoint: as of S2DNet.from_pretrained.
         out: folder to write to.
-        top: actions listed.
         film: mp4 or gif.
         pictures: whether each of several videos is drawn too.
 

@@ -183,8 +183,7 @@ def _slopes(
     n_taps = tl.minimum(_length(n, bc // C, T), TAPS)  # fewer where the clip is shorter
     to = gradient + bcz.to(tl.int64) * H_D * W_D + j[:, None] * W_D + i[None, :]
     g = tl.load(to, mask=(j[:, None] < H_D) & (i[None, :] < W_D), other=0.0)
-    by_t = tl.zeros((TILE_J,), dtype=tl.float32)
-    by_y = tl.zeros((TILE_J,), dtype=tl.float32)
+    by_t, by_y = tl.zeros((TILE_J,), dtype=tl.float32), tl.zeros((TILE_J,), dtype=tl.float32)
     by_x = tl.zeros((TILE_J, TILE_I), dtype=tl.float32)
     for x_block in range(x0 // 16 * 16, x1, BLOCK_X):
         x = tl.multiple_of(x_block, 16) + tl.arange(0, BLOCK_X)

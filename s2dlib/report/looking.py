@@ -15,7 +15,7 @@ from torch import Tensor
 
 from s2dlib.config import DataConfig, TrainConfig
 from s2dlib.data.dataset import TRUTH, VideoDataset
-from s2dlib.data.loader import load_batches
+from s2dlib.data.loader import Batch, load_batches
 from s2dlib.model import Output, S2DNet
 from s2dlib.report.records import load_run
 from s2dlib.sampler import Extent, Theta, check_clips, frozen_theta, grid_centres
@@ -49,7 +49,7 @@ def sampling_locations(
     return pd.concat([_locations(model, batch) for batch in batches], ignore_index=True)
 
 
-def _locations(model: S2DNet, batch: dict[str, Tensor]) -> pd.DataFrame:
+def _locations(model: S2DNet, batch: Batch) -> pd.DataFrame:
     """sampling_locations of one batch."""
     out, (H, W) = model(batch["frames"], batch["n_frames"]), batch["frames"].shape[-2:]
     theta, size = out.theta.map(torch.Tensor.cpu), model.config.detail_size
@@ -131,7 +131,7 @@ def metrics_of(
         return run(theta=look)
     own: list[tuple[Tensor, Theta]] = []
 
-    def keep_theta(out: Output, batch: dict[str, Tensor]) -> None:
+    def keep_theta(out: Output, batch: Batch) -> None:
         own.append((batch["index"], cast(Theta, out.theta)))
 
     metrics = run(theta=look, on_batch=keep_theta if look is None else None)
@@ -180,7 +180,7 @@ def controls(
 
 def _exchanged_thetas(
     model: S2DNet, dataset: VideoDataset, seen: Sequence[tuple[Tensor, Theta]]
-) -> dict[str, Callable[[dict[str, Tensor]], Theta]]:
+) -> dict[str, Callable[[Batch], Theta]]:
     """By name, what gives the clips of a batch another theta than their own."""
     columns = zip(*(vars(theta).values() for _, theta in seen), strict=True)
     own = Theta(*map(torch.cat, columns))  # of all clips, in the order in which they came
@@ -190,20 +190,20 @@ def _exchanged_thetas(
     row_of = indices.new_zeros(len(dataset) * dataset.n_crops)  # of clip i in own; 0: unreadable
     row_of[indices] = torch.arange(len(indices), device=indices.device)
 
-    def of_batch(thetas: Theta, batch: dict[str, Tensor]) -> Theta:
+    def of_batch(thetas: Theta, batch: Batch) -> Theta:
         return thetas.map(lambda v: v[row_of[batch["index"]]])
 
-    def uniform(batch: dict[str, Tensor]) -> Theta:
+    def uniform(batch: Batch) -> Theta:
         extent = Extent.of(batch["frames"], batch["n_frames"])
         return frozen_theta(extent, model.config.detail_size, "full")
 
-    def true_centres(batch: dict[str, Tensor]) -> Theta:
+    def true_centres(batch: Batch) -> Theta:
         theta, (H, W) = of_batch(own, batch), batch["frames"].shape[-2:]
         t, _, _, y, x = batch["truth"].unbind(1)  # (B,) each
         mu_y, mu_x = (v[:, None].expand_as(theta.mu_y) for v in (y / H, x / W))
         return replace(theta, mu_t=t / batch["n_frames"], mu_y=mu_y, mu_x=mu_x)
 
-    exchanged: dict[str, Callable[[dict[str, Tensor]], Theta]] = {
+    exchanged: dict[str, Callable[[Batch], Theta]] = {
         "mean": partial(of_batch, mean),
         "shuffled": partial(of_batch, another),
         "uniform": uniform,

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from s2dlib.config import WEIGHTS
+from s2dlib.data.files import fsync_folder, write_atomic
 
 log = logging.getLogger(__name__)
 CHECKPOINTS, STATE, SUMS = "checkpoints", "state.pt", "sha256.json"
@@ -71,7 +72,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 def write_weights(model: nn.Module, path: Path) -> Path:
     """Write the weights as safetensors, whole or not at all. Returns the path."""
-    _write_whole(path, _weights(model))
+    write_atomic(path, _weights(model), durable=True)
     return path
 
 
@@ -81,7 +82,7 @@ def write_history(run_dir: Path, history: list[dict[str, float]]) -> None:
     writer = csv.DictWriter(text, dict.fromkeys(name for row in history for name in row))
     writer.writeheader()
     writer.writerows(history)
-    _write_whole(run_dir / "history.csv", text.getvalue().encode())
+    write_atomic(run_dir / "history.csv", text.getvalue(), durable=True)
 
 
 def save_checkpoint(
@@ -116,10 +117,10 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         for name, data in (files | {SUMS: json.dumps(sums).encode()}).items():
-            _write(partial / name, data)
-        _flush(partial)
+            write_atomic(partial / name, data, durable=True)
+        fsync_folder(partial)
         os.replace(partial, target)
-        _flush(folder)
+        fsync_folder(folder)
         best = _link_best(folder, history)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -223,27 +224,3 @@ def _link_best(folder: Path, history: list[dict[str, float]]) -> str | None:
 
 def _weights(model: nn.Module) -> bytes:
     return save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file and flush it to the disk; a kill leaves the old one or the new one."""
-    partial = path.with_name(f"{path.name}.part")
-    _write(partial, data)
-    os.replace(partial, path)
-    _flush(path.parent)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush(folder: Path) -> None:
-    """Flush a folder's entries to the disk, so that a rename outlives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from s2dlib.config import TrainConfig
 from s2dlib.data.dataset import VideoDataset
-from s2dlib.data.loader import load_batches
+from s2dlib.data.loader import Batch, load_batches
 from s2dlib.losses import detail_loss, synopsis_loss, topk_hits
 from s2dlib.model import Output, S2DNet
 from s2dlib.sampler import Extent, Theta
@@ -82,7 +82,7 @@ def theta_means(out: Output) -> dict[str, Tensor]:
     return {k: v.detach().double().view(len(v), -1).mean(1) for k, v in vars(out.theta).items()}
 
 
-def theta_shares(out: Output, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def theta_shares(out: Output, batch: Batch) -> dict[str, Tensor]:
     """Sums over the clips of what the strides leave, in percent. () each; none without theta.
 
     delta_t_low and so on: strides within 5 % of one frame or pixel, as far as DNet can zoom in;
@@ -101,7 +101,7 @@ def theta_shares(out: Output, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return sums
 
 
-def truth_statistics(out: Output, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def truth_statistics(out: Output, batch: Batch) -> dict[str, Tensor]:
     """Sums over the clips of distance_to_truth; none where the truth is not known. () each."""
     if out.theta is None or out.detail_volume is None or "truth" not in batch:
         return {}
@@ -112,9 +112,7 @@ def truth_statistics(out: Output, batch: dict[str, Tensor]) -> dict[str, Tensor]
     return {k: v.double().sum() for k, v in far.items()}
 
 
-def theta_at_test(
-    model: S2DNet, config: TrainConfig
-) -> Callable[[dict[str, Tensor]], Theta | None] | None:
+def theta_at_test(model: S2DNet, config: TrainConfig) -> Callable[[Batch], Theta | None] | None:
     """Where DNet looks when it is evaluated: as in training, but never at random.
 
     None: where the model says.
@@ -133,8 +131,8 @@ def evaluate(
     workers: int = 0,
     device: str | torch.device = "cpu",
     amp: bool = True,
-    theta: Callable[[dict[str, Tensor]], Theta | None] | None = None,
-    on_batch: Callable[[Output, dict[str, Tensor]], None] | None = None,
+    theta: Callable[[Batch], Theta | None] | None = None,
+    on_batch: Callable[[Output, Batch], None] | None = None,
 ) -> dict[str, float]:
     """Accuracy over a split, one clip a video (Sec. 4.1).
 

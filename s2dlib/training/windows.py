@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from s2dlib.config import Size, ThetaSource
+from s2dlib.data.loader import Batch
 from s2dlib.model import S2DNet
 from s2dlib.sampler import Extent, Theta, anchored_zoom, grid_centres
 
@@ -98,7 +99,7 @@ def distance_to_truth(theta: Theta, truth: Tensor, extent: Extent, size: Size) -
     }
 
 
-def theta_from_source(model: S2DNet, batch: dict[str, Tensor], source: ThetaSource) -> Theta | None:
+def theta_from_source(model: S2DNet, batch: Batch, source: ThetaSource) -> Theta | None:
     """Where DNet looks, on the device of the batch; None: where the model says.
 
     Raises:
