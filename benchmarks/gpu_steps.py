@@ -148,7 +148,7 @@ def whole_model(preset: str, T: int, goals: dict[str, float], _: Path) -> Iterat
     plain, labels = {}, torch.arange(len(n), device=DEVICE)
     for name, goal in ({"plain": None} | goals).items():
         model.train().zero_grad()
-        model.detail_sampler.how = "dense" if name == "dense" else "auto"
+        model.detail_sampler.algorithm = "dense" if name == "dense" else "auto"
         step = torch.compile(model, backend=BACKEND) if name == "compiled" else model
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=name == "bfloat16"):
             out = step(frames, n)

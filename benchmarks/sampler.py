@@ -56,7 +56,7 @@ def centres(theta: Theta, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def dense(frames: Tensor, theta: Theta, n: Tensor) -> Tensor:
-    return DetailSampler(SIZE, how="dense")(frames, theta, n)
+    return DetailSampler(SIZE, algorithm="dense")(frames, theta, n)
 
 
 def banded(frames: Tensor, theta: Theta, n: Tensor) -> Tensor:

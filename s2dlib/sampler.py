@@ -175,15 +175,18 @@ class DetailSampler(nn.Module):
     """The detail sampler: V-hat = G_X G_Y G_T I, three 1-D filterings, time first (Sec. 3.2).
 
     Attributes:
-        how: "dense" is Eq. 7 as written, over whole clips; "banded" reads only what the Gaussians
+        algorithm: "dense" is Eq. 7 as written, over whole clips; "banded" reads only what the Gaussians
             reach (banded.py); "auto" takes the faster one. They agree to 1e-6 of the largest value.
     """
 
-    def __init__(self, size: Size, filters: str = "gaussian", how: str = "auto") -> None:
+    def __init__(self, size: Size, filters: str = "gaussian", algorithm: str = "auto") -> None:
         super().__init__()
-        if how not in ("auto", "dense", "banded") or (how, filters) == ("banded", "linear"):
-            raise ValueError(f"how={how!r} is not among auto, dense and, for Gaussians, banded")
-        self.size, self.how = size, how
+        allowed = ("auto", "dense", "banded") if filters == "gaussian" else ("auto", "dense")
+        if algorithm not in allowed:
+            raise ValueError(
+                f"algorithm must be one of {allowed} with {filters} filters, got {algorithm!r}"
+            )
+        self.size, self.algorithm = size, algorithm
         self.filters = FILTERS[filters]
 
     def forward(self, frames: Tensor, theta: Theta, n_frames: Tensor | None = None) -> Tensor:
@@ -204,8 +207,8 @@ class DetailSampler(nn.Module):
             p_t = grid_centres(theta.mu_t, theta.delta_t, T_D, n)  # (B, T_D)
             p_y = grid_centres(theta.mu_y, theta.delta_y, H_D, H)  # (B, T_D, H_D)
             p_x = grid_centres(theta.mu_x, theta.delta_x, W_D, W)  # (B, T_D, W_D)
-            may = self.filters is gaussian_filters and self.how != "dense"
-            if may and (self.how == "banded" or banded.pays(frames)):
+            may = self.filters is gaussian_filters and self.algorithm != "dense"
+            if may and (self.algorithm == "banded" or banded.pays(frames)):
                 return banded.BandedVolume.apply(frames, p_t, p_y, p_x, n)
             G_t = self.filters(p_t, T, n)[:, None]  # (B, 1, T_D, T)
             G_y = self.filters(p_y, H)[:, None]  # (B, 1, T_D, H_D, H)

@@ -160,9 +160,9 @@ def test_detail_sampler_chooses_banded_or_dense(monkeypatch):
         used.clear()
         n = torch.tensor([frames.shape[2]])
         theta = random_theta(Extent.of(frames, n), SIZE)
-        volume = DetailSampler(SIZE, how=how)(frames, theta, n)
+        volume = DetailSampler(SIZE, algorithm=how)(frames, theta, n)
         assert bool(used) is banded_used, how
-        expected = DetailSampler(SIZE, how="dense")(frames.detach(), theta, n)
+        expected = DetailSampler(SIZE, algorithm="dense")(frames.detach(), theta, n)
         assert_close(volume.detach(), expected, atol=3e-4, rtol=0)
     used.clear()
     DetailSampler(SIZE, filters="linear")(
@@ -170,7 +170,7 @@ def test_detail_sampler_chooses_banded_or_dense(monkeypatch):
     )
     assert not used
     with pytest.raises(ValueError, match="banded"):
-        DetailSampler(SIZE, filters="linear", how="banded")
+        DetailSampler(SIZE, filters="linear", algorithm="banded")
 
 
 def test_theta_gradients_through_banded_equal_dense():
@@ -183,7 +183,7 @@ def test_theta_gradients_through_banded_equal_dense():
     frames = torch.randint(256, (2, 1, 48, 64, 64), dtype=torch.uint8)
     gradients = {}
     for how in ("dense", "banded"):
-        model.detail_sampler.how = how
+        model.detail_sampler.algorithm = how
         model.zero_grad()
         torch.manual_seed(1)
         model(frames).detail_logits.square().sum().backward()
@@ -217,7 +217,7 @@ def test_kernel_launches_and_operations_are_few(monkeypatch):
     monkeypatch.setattr(banded, "_kernels", lambda frames: triton.OnCuda)
     frames, n = torch.randint(256, (1, 3, T, H, W), dtype=torch.uint8), torch.tensor([T])
     theta = random_theta(Extent(n, H, W), SIZE).map(lambda v: v.clone().requires_grad_())
-    sampler = DetailSampler(SIZE, how="banded")
+    sampler = DetailSampler(SIZE, algorithm="banded")
     monkeypatch.setattr(Launched, "times", 0)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         volume = sampler(frames, theta, n)

@@ -60,7 +60,7 @@ def test_a_large_clip_is_counted_by_the_dense_form_of_the_sampler():
     assert table["time filter"] == pytest.approx(3 * 16 * 150 * 224 * 224 / 1e9)
     space = 3 * 16 * (112 * 224 * 224 + 112 * 224 * 112) / 1e9
     assert table["space filters"] == pytest.approx(space)
-    assert model.detail_sampler.how == "auto"
+    assert model.detail_sampler.algorithm == "auto"
 
 
 def test_the_model_that_is_counted_stays_where_and_as_it_is():

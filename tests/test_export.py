@@ -170,7 +170,7 @@ def test_export_pt2_holds_no_pickle(shared, tmp_path, monkeypatch):
     before = {k: v.clone() for k, v in shared.state_dict().items()}
     export_model(shared, tmp_path / "model.pt2")
     assert_close(shared.state_dict(), before, rtol=0, atol=0)
-    assert shared.detail_sampler.how == "auto"
+    assert shared.detail_sampler.algorithm == "auto"
     assert all(p.requires_grad for p in shared.parameters())
     for module, name in ((torch, "load"), (pickle, "load"), (pickle, "loads")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("unpickled"))

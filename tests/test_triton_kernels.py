@@ -154,9 +154,9 @@ def test_kernels_with_offsets_beyond_two_to_the_31(triton_kernels):
 def test_kernels_on_another_gpu(triton_kernels):
     frames, n = torch.randint(256, (2, 3, 20, 40, 36), dtype=torch.uint8), torch.tensor([20, 13])
     theta = random_theta(Extent(n, 40, 36), (4, 18, 20))
-    expected = DetailSampler((4, 18, 20), how="dense")(frames, theta, n)
+    expected = DetailSampler((4, 18, 20), algorithm="dense")(frames, theta, n)
     second = torch.device("cuda", 1)
-    sampler = DetailSampler((4, 18, 20), how="banded")
+    sampler = DetailSampler((4, 18, 20), algorithm="banded")
     found = sampler(frames.to(second), theta.map(lambda v: v.to(second)), n.to(second))
     assert found.device == second and torch.cuda.current_device() == 0
     assert_close(found.cpu(), expected, atol=3e-4, rtol=0)

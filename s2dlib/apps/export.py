@@ -109,7 +109,7 @@ def capture(model: S2DNet, data: DataConfig) -> tuple[torch.export.ExportedProgr
     """The graph of a model for clips of one size, and the names of its outputs in order."""
     model = for_inference(model).requires_grad_(False)
     model.cpu().to(memory_format=torch.contiguous_format)  # no slower there, and saved plainly
-    model.detail_sampler.how = "dense"  # the banded form reads theta's values
+    model.detail_sampler.algorithm = "dense"  # the banded form reads theta's values
     T, S = data.n_frames, data.crop
     frames = torch.zeros(2, 1 if data.gray else 3, T, S, S, dtype=torch.uint8)
     batch = {0: torch.export.Dim("batch")}

@@ -54,8 +54,9 @@ class Block(nn.Module):
         super().__init__()
         C, steps = int(BOTTLENECK * c_out), (1, stride, stride)
         self.widen, self.widen_bn = conv_bn(c_in, C, kernel_size=1)
-        how = {"kernel_size": 3, "stride": steps, "padding": 1, "groups": C}
-        self.channelwise, self.channelwise_bn = conv_bn(C, C, **how)
+        self.channelwise, self.channelwise_bn = conv_bn(
+            C, C, kernel_size=3, stride=steps, padding=1, groups=C
+        )
         self.squeeze = SqueezeExcite(C) if squeeze else nn.Identity()
         self.narrow, self.narrow_bn = conv_bn(C, c_out, kernel_size=1)
         self.shortcut = None

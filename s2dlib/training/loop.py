@@ -202,6 +202,7 @@ def open_tensorboard(run_dir: Path) -> SummaryWriter:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        how = "pip install s2dlib[tensorboard]"
-        raise ImportError(f"tensorboard=True needs TensorBoard: {how}") from error
+        raise ImportError(
+            "tensorboard=True needs TensorBoard: pip install s2dlib[tensorboard]"
+        ) from error
     return SummaryWriter(str(run_dir / "tensorboard"))
