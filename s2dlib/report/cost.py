@@ -46,7 +46,7 @@ def count(model: S2DNet, T: int, H: int, W: int, channels: int = 3) -> pd.DataFr
         have counts 0. The columns add up to the whole model.
     """
     model = copy.deepcopy(model).cpu().eval()
-    model.detail_sampler.algorithm = "dense"  # Eq. 7 as written; what the band saves depends on theta
+    model.detail_sampler.algorithm = "dense"  # Eq. 7 as written: no less where theta zooms
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.no_grad(), fake, FlopCounterMode(display=False) as counter:
         model(torch.empty(1, channels, T, H, W, dtype=torch.uint8))
