@@ -54,10 +54,7 @@ class S2DNet(PretrainedMixin, nn.Module):
 
     @classmethod
     def from_config(
-        cls,
-        config: ModelConfig,
-        snet_weights: str | None = None,
-        dnet_weights: str | None = None,
+        cls, config: ModelConfig, snet_weights: str | None = None, dnet_weights: str | None = None
     ) -> Self:
         """A model from its parts; weights as of build_model."""
         snet = dnet = None

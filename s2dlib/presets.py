@@ -5,7 +5,7 @@ An ablation, a preset and a baseline are values here, never copies of a model or
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from s2dlib.config import DataConfig, ModelConfig, Size, TrainConfig
@@ -97,20 +97,6 @@ def variant_of(config: ModelConfig, variant: str) -> ModelConfig:
     return replace(config, **VARIANTS[row])
 
 
-def with_networks_of(preset: Preset, model: ModelConfig, data: DataConfig) -> Preset:
-    """A preset that goes on from a trained model: its networks and the clips they are used to.
-
-    Recipes, files, k, mirroring and test crops stay the preset's.
-
-    Args:
-        model, data: of the trained model (S2DNet.config, S2DNet.data).
-    """
-    names = ("n_frames", "frame_stride", "short_side", "crop", "scales", "gray")
-    clips = replace(preset.data, **{name: getattr(data, name) for name in names})
-    model = replace(model, n_classes=preset.model.n_classes, k=preset.model.k)
-    return replace(preset, model=model, data=clips)
-
-
 def override(preset: Preset, recipe: str, changes: dict[str, Any]) -> Preset:
     """A preset with fields changed by name, whichever of model, data or training holds each.
 
@@ -133,11 +119,6 @@ def override(preset: Preset, recipe: str, changes: dict[str, Any]) -> Preset:
         known = sorted(f.name for config in configs for f in fields(config))
         raise ValueError(f"no fields {sorted(left)} in model, data or training; there are {known}")
     return Preset(model=model, data=data, recipes={recipe: train})
-
-
-def to_dict(preset: Preset) -> dict[str, Any]:
-    """Plain values for a run's config.json."""
-    return asdict(preset)
 
 
 _SYNTHETIC_MODEL = ModelConfig(

@@ -175,9 +175,8 @@ class DetailSampler(nn.Module):
     """The detail sampler: V-hat = G_X G_Y G_T I, three 1-D filterings, time first (Sec. 3.2).
 
     Attributes:
-        algorithm: "dense" is Eq. 7 as written, over whole clips; "banded" reads only what the
-            Gaussians reach (kernels/); "auto" takes the faster one. They agree to 1e-6 of the
-            largest value.
+        algorithm: "dense" is Eq. 7 as written; "banded" reads only what the Gaussians reach
+            (kernels/); "auto" takes the faster. They agree to 1e-6 of the largest value.
     """
 
     def __init__(self, size: Size, filters: str = "gaussian", algorithm: str = "auto") -> None:

@@ -184,10 +184,7 @@ def interpolate(values: Tensor, at: Tensor) -> Tensor:
     return torch.lerp(values.gather(1, left), values.gather(1, right), position - left)
 
 
-HEADS: dict[str, type[FcHead] | type[AttentionHead]] = {
-    "fc": FcHead,
-    "attention": AttentionHead,
-}
+HEADS: dict[str, type[FcHead | AttentionHead]] = {"fc": FcHead, "attention": AttentionHead}
 
 
 class ThetaHead(nn.Module):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
 
 from s2dlib.config import DataConfig, ModelConfig, TrainConfig
-from s2dlib.presets import PRESETS, SAME_RUN, VARIANTS, override, to_dict, variant_of
+from s2dlib.presets import PRESETS, SAME_RUN, VARIANTS, override, variant_of
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_the_papers_data_sets_are_cropped_as_it_says():
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_survives_json(name):
     preset = PRESETS[name]
-    plain = json.loads(json.dumps(to_dict(preset)))
+    plain = json.loads(json.dumps(asdict(preset)))
     assert ModelConfig(**plain["model"]) == preset.model
     assert DataConfig(**plain["data"]) == preset.data
     assert {k: TrainConfig(**v) for k, v in plain["recipes"].items()} == preset.recipes

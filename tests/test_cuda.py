@@ -179,7 +179,7 @@ def test_cuda_rows_and_recipes_keep_float32_and_do_not_wait(
         with counted() as lines:
             check(*epoch.backward(model, model, batch, recipe, CUDA, 1.0))
         assert not lines
-        if recipe is recipes[0] or recipe.theta in ("frozen", "truth"):
+        if recipe is recipes[0] or recipe.theta_source in ("frozen", "truth"):
             evaluation_step(model, batch, recipe)
 
 

@@ -52,7 +52,7 @@ def test_shards_are_disjoint_whole_and_differ_by_one(n):
     "changes",
     [
         {"batch_size": 13, "accumulate": 2},  # parts of 6 and 7, shares of 3 and 4
-        {"theta": "frozen", "alpha": 0.3},  # f_theta gets no gradient
+        {"theta_source": "frozen", "alpha": 0.3},  # f_theta gets no gradient
     ],
 )
 def test_two_processes_equal_one(changes, csv, tmp_path):

@@ -18,8 +18,8 @@ from torch.testing import assert_close
 
 from s2dlib.config import CONFIG_FILE, WEIGHTS, DataConfig, ModelConfig
 from s2dlib.model import S2DNet, build_model
-from s2dlib.presets import PRESETS, with_networks_of
-from s2dlib.training.initialise import initialise_from
+from s2dlib.presets import PRESETS
+from s2dlib.training.initialise import initialise_from, with_networks_of
 
 SMALL = ModelConfig(
     n_classes=6,

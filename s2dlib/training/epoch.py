@@ -117,7 +117,6 @@ def load_steps(state: TrainState, dataset: VideoDataset, steps: list[list[int]])
     n = state.config.accumulate
     mine = [shard(shard(clips, i, n), rank, world_size) for clips in steps for i in range(n)]
     batches = load_batches(dataset, workers=state.config.workers, steps=mine, device=state.device)
-    torch.empty((), dtype=torch.int64).random_()  # older versions drew it; their records repeat
     return batches
 
 

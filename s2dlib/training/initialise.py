@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from s2dlib.backbones.weights import compare_state_dicts, load_weights, read_weights
+from s2dlib.config import DataConfig, ModelConfig
 from s2dlib.model import S2DNet, build_model
+from s2dlib.presets import Preset
 
 # Weights of which each row belongs to a class, and those whose last inputs are s.
 CLASS_ROWS = [f"{net}.classifier.{part}" for net in ("snet", "dnet") for part in ("weight", "bias")]
@@ -80,3 +83,17 @@ def load_networks(model: S2DNet, snet: str | Path | None, dnet: str | Path | Non
                 unseen = weight[:, seen.shape[1] :] * 0.1  # for m. (N, C_m)
                 state["classifier.weight"] = torch.cat((seen, unseen), dim=1)
         load_weights(network, state, path, optional=("",))
+
+
+def with_networks_of(preset: Preset, model: ModelConfig, data: DataConfig) -> Preset:
+    """A preset that goes on from a trained model: its networks and the clips they are used to.
+
+    Recipes, files, k, mirroring and test crops stay the preset's.
+
+    Args:
+        model, data: of the trained model (S2DNet.config, S2DNet.data).
+    """
+    names = ("n_frames", "frame_stride", "short_side", "crop", "scales", "gray")
+    clips = replace(preset.data, **{name: getattr(data, name) for name in names})
+    model = replace(model, n_classes=preset.model.n_classes, k=preset.model.k)
+    return replace(preset, model=model, data=clips)
