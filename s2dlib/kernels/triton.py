@@ -11,7 +11,7 @@ result repeats.
 Nothing outside a clip is ever read: a length is moved into [1, T], and a centre that is not a
 number gives NaN from the first pixels on.
 
-Names as in banded.py; j and i index the volume's rows and columns, y and x the raw ones.
+Names as in band.py; j and i index the volume's rows and columns, y and x the raw ones.
 """
 
 from __future__ import annotations

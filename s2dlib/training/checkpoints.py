@@ -99,7 +99,7 @@ def save_checkpoint(
     Args:
         identity: what the run is; a run of another identity does not go on from here.
         history: rows of the whole epochs.
-        begun: where an epoch stands that is not over (train.train_epoch); None: after an epoch.
+        begun: where an epoch stands that is not over (epoch.train_epoch); None: after an epoch.
         keep_every: n; 0: none but the last two and the best.
 
     Raises:

@@ -116,8 +116,7 @@ def load_steps(state: TrainState, dataset: VideoDataset, steps: list[list[int]])
     rank, world_size = rank_and_world_size()
     n = state.config.accumulate
     mine = [shard(shard(clips, i, n), rank, world_size) for clips in steps for i in range(n)]
-    batches = load_batches(dataset, workers=state.config.workers, steps=mine, device=state.device)
-    return batches
+    return load_batches(dataset, workers=state.config.workers, steps=mine, device=state.device)
 
 
 def resume_epoch(state: TrainState, dataset: VideoDataset, begun: dict[str, Any]) -> Means:

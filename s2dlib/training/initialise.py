@@ -77,7 +77,7 @@ def load_networks(model: S2DNet, snet: str | Path | None, dnet: str | Path | Non
         }
         if not state:
             raise ValueError(f"{path}: expected weights of {part}, there are none")
-        if part == "dnet":
+        if part == "dnet" and "classifier.weight" in state:
             seen, weight = state["classifier.weight"], network.state_dict()["classifier.weight"]
             if len(seen) == len(weight) and seen.shape[1] <= weight.shape[1]:
                 unseen = weight[:, seen.shape[1] :] * 0.1  # for m. (N, C_m)
