@@ -121,7 +121,7 @@ def measure(
 def by_processes(
     preset: Preset, config: TrainConfig, csv: str, counts: list[int], device: torch.device
 ) -> dict[str, float]:
-    """Clips a second of whole trainings in several processes at one global batch (training/launch.py).
+    """Clips a second of whole trainings in several processes at one global batch (launch.py).
 
     Of the second epoch of three, which neither starts anything nor evaluates.
     """
