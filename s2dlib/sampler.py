@@ -201,9 +201,9 @@ class DetailSampler(nn.Module):
             V-hat, in the units of the frames. (B, C, T_D, H_D, W_D)
         """
         (T, H, W), (T_D, H_D, W_D) = frames.shape[-3:], self.size
+        theta = theta.map(torch.Tensor.float)
         n = torch.full_like(theta.mu_t, T) if n_frames is None else n_frames.to(theta.mu_t)
         with torch.autocast(frames.device.type, enabled=False):
-            theta = theta.map(torch.Tensor.float)
             p_t = grid_centres(theta.mu_t, theta.delta_t, T_D, n)  # (B, T_D)
             p_y = grid_centres(theta.mu_y, theta.delta_y, H_D, H)  # (B, T_D, H_D)
             p_x = grid_centres(theta.mu_x, theta.delta_x, W_D, W)  # (B, T_D, W_D)
@@ -220,17 +220,20 @@ class DetailSampler(nn.Module):
 def check_clips(frames: Tensor, n_frames: Tensor | None) -> Tensor:
     """The number of real frames of each clip, on the device of the frames. (B,)
 
-    Lengths on the CPU are checked. On a GPU that would stall the queue: they are moved into [1, T].
+    Values on the CPU are checked. On a GPU that would stall the queue: lengths are moved into
+    [1, T], and float frames are taken as they are.
 
     Raises:
-        ValueError: frames are not (B, 1 or 3, T, H, W), a batch or clip is empty, or a length does
-            not lie in [1, T].
+        ValueError: frames are not (B, 1 or 3, T, H, W), or neither uint8 nor float in [0, 1], a
+            batch or clip is empty, or a length does not lie in [1, T].
     """
     if frames.ndim != 5 or frames.shape[1] not in (1, 3) or 0 in frames.shape:
         raise ValueError(
             f"frames must be (B, 3, T, H, W), or (B, 1, T, H, W) for gray clips, with no size 0, "
             f"got {tuple(frames.shape)}"
         )
+    if frames.dtype != torch.uint8:
+        _check_values(frames)
     B, T = frames.shape[0], frames.shape[2]
     if n_frames is None:
         return torch.full((B,), T, device=frames.device)
@@ -243,6 +246,18 @@ def check_clips(frames: Tensor, n_frames: Tensor | None) -> Tensor:
     if not (1 <= n_frames.min() and n_frames.max() <= T):
         raise ValueError(f"n_frames must lie in [1, T={T}], got {n_frames.tolist()}")
     return n_frames.to(frames.device, non_blocking=True)
+
+
+def _check_values(frames: Tensor) -> None:
+    """Refuse (ValueError) what is not float in [0, 1]: 0..255 or normalised frames, int64, ..."""
+    low, high = 0.0, 1.0
+    if frames.device.type == "cpu" and not torch.compiler.is_exporting():
+        low, high = (v.item() for v in frames.detach().aminmax())
+    if not frames.is_floating_point() or not -1e-3 <= low <= high <= 1 + 1e-3:
+        raise ValueError(
+            f"frames must be uint8, or float in [0, 1] and not normalised (the model does that), "
+            f"got {frames.dtype} from {low:.4g} to {high:.4g}; divide 0..255 by 255"
+        )
 
 
 def log_stride_bounds(full: Tensor | float) -> tuple[float | Tensor, float]:

@@ -432,3 +432,38 @@ def test_lengths_out_of_range_are_named(lengths):
 def test_lengths_of_wrong_number_are_named():
     with pytest.raises(ValueError, match=r"2 lengths.*\(3,\)"):
         check_clips(torch.zeros(2, 3, 4, 8, 8), torch.tensor([1, 2, 3]))
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        255 * torch.rand(2, 3, 4, 8, 8),
+        torch.rand(2, 3, 4, 8, 8) - 0.5,
+        torch.full((2, 3, 4, 8, 8), torch.nan),
+        torch.randint(255, (2, 3, 4, 8, 8)),
+        torch.randint(255, (2, 3, 4, 8, 8), dtype=torch.int16),
+        torch.ones(2, 3, 4, 8, 8, dtype=torch.bool),
+    ],
+    ids=["0 to 255", "normalised", "nan", "int64", "int16", "bool"],
+)
+def test_frames_of_a_wrong_range_or_type_are_named(frames):
+    with pytest.raises(ValueError, match=r"uint8, or float in \[0, 1\]") as error:
+        check_clips(frames, None)
+    assert str(frames.dtype) in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
+def test_frames_of_the_right_range_pass(dtype):
+    frames = (255 if dtype == torch.uint8 else 1) * torch.rand(2, 3, 4, 8, 8)
+    assert check_clips(frames.to(dtype), None).tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("n_frames", [None, torch.tensor([6, 4])])
+@pytest.mark.parametrize("algorithm", ["dense", "banded"])
+def test_detail_volume_of_a_float64_theta_is_that_of_float32(algorithm, n_frames):
+    frames = torch.randint(255, (2, 3, 6, 16, 16), dtype=torch.uint8)
+    theta = as_theta(numbers(2, 4))
+    sample = DetailSampler((4, 5, 6), algorithm=algorithm)
+    volume = sample(frames, theta.map(torch.Tensor.double), n_frames)
+    assert volume.dtype == torch.float32
+    assert torch.equal(volume, sample(frames, theta.map(torch.Tensor.float), n_frames))
