@@ -24,7 +24,7 @@ from s2dlib.sampler import (
 
 
 def topk_mask(logits: Tensor, k: int) -> Tensor:
-    """s: ones for the k likeliest actions, zeros for the rest (footnote 3). (B, N) -> (B, N)"""
+    """s: ones for the k most probable actions, zeros for the rest (footnote 3). (B, N) -> (B, N)"""
     return torch.zeros_like(logits).scatter(1, logits.topk(k, dim=1).indices, 1.0)
 
 

@@ -153,15 +153,15 @@ def test_detail_sampler_chooses_banded_or_dense(monkeypatch):
     large = small.expand(1, 1, 8, 16, 16).repeat(1, 1, 20, 8, 8)
     assert large[0].numel() >= banded.SMALL > small[0].numel()
     learned = large.float().requires_grad_()
-    for frames, how, banded_used in (
+    for frames, algorithm, banded_used in (
         *((small, "auto", False), (small, "banded", True), (small, "dense", False)),
         *((large, "auto", True), (large, "dense", False), (learned, "auto", False)),
     ):
         used.clear()
         n = torch.tensor([frames.shape[2]])
         theta = random_theta(Extent.of(frames, n), SIZE)
-        volume = DetailSampler(SIZE, algorithm=how)(frames, theta, n)
-        assert bool(used) is banded_used, how
+        volume = DetailSampler(SIZE, algorithm=algorithm)(frames, theta, n)
+        assert bool(used) is banded_used, algorithm
         expected = DetailSampler(SIZE, algorithm="dense")(frames.detach(), theta, n)
         assert_close(volume.detach(), expected, atol=3e-4, rtol=0)
     used.clear()
@@ -182,13 +182,13 @@ def test_theta_gradients_through_banded_equal_dense():
                 setattr(module, name, nn.SiLU())
     frames = torch.randint(256, (2, 1, 48, 64, 64), dtype=torch.uint8)
     gradients = {}
-    for how in ("dense", "banded"):
-        model.detail_sampler.algorithm = how
+    for algorithm in ("dense", "banded"):
+        model.detail_sampler.algorithm = algorithm
         model.zero_grad()
         torch.manual_seed(1)
         model(frames).detail_logits.square().sum().backward()
         head = model.snet.theta_head
-        gradients[how] = torch.cat([p.grad.flatten() for p in head.parameters()])
+        gradients[algorithm] = torch.cat([p.grad.flatten() for p in head.parameters()])
     assert gradients["dense"].abs().max() > 0
     assert_close(gradients["banded"], gradients["dense"], atol=1e-5, rtol=1e-3)
 

@@ -319,12 +319,23 @@ def test_load_networks_trained_alone(tmp_path):
 
 def test_load_networks_of_a_first_stage(tmp_path):
     first, second = small(), small()
-    assert_different = first.snet.classifier.weight != second.snet.classifier.weight
-    assert assert_different.any()
+    assert not torch.equal(first.snet.classifier.weight, second.snet.classifier.weight)
     save_file(first.state_dict(), tmp_path / "first.safetensors")
     load_networks(second, tmp_path / "first.safetensors", tmp_path / "first.safetensors")
     for name, value in first.state_dict().items():
         assert_close(second.state_dict()[name], value)
+
+
+def test_load_networks_of_a_file_without_a_classifier_start_the_rest_of_dnet(tmp_path):
+    alone, model = small("a2"), small()
+    state = {k: v for k, v in alone.state_dict().items() if "classifier" not in k}
+    save_file(state, tmp_path / "d.safetensors")
+    before = model.dnet.classifier.weight.clone()
+    load_networks(model, None, tmp_path / "d.safetensors")
+    assert torch.equal(model.dnet.classifier.weight, before)
+    for name, value in model.state_dict().items():
+        if name in state:
+            assert torch.equal(value, state[name]), name
 
 
 def test_load_networks_that_do_not_fit(tmp_path):
