@@ -240,6 +240,7 @@ class Clips(list):
         pass
 
 
+@pytest.mark.slow
 def test_waits_of_training_and_evaluation_loops(launched, thin_backbones, monkeypatch):
     def batches_of(*_, steps, **__):
         return (batch_of("synthetic", len(step)) for step in steps)

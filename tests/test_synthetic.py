@@ -79,6 +79,7 @@ def test_the_detail_is_where_and_when_the_truth_says(dataset, seed):
     assert np.abs(near[:, 1:] - [truth["y"], truth["x"]]).max() <= truth["size"] / 2 + 5
 
 
+@pytest.mark.slow
 def test_synthetic_large_is_in_colour():
     frames, truth = clip(0, 1, DATASETS["synthetic-large"]["main"])
     assert frames.shape == (104, 256, 256, 3)
@@ -115,6 +116,7 @@ def test_clue_strip_exchanges_two_actions():
     assert len(seen) > 5 and set(seen) == {True, False}
 
 
+@pytest.mark.slow
 def test_details_are_spread_and_closeups_are_not():
     scenes = DATASETS["synthetic"]
     wide, narrow = (
@@ -185,6 +187,7 @@ def assert_chance(share, n_classes, n):
     assert share < chance + 3 * (chance * (1 - chance) / n) ** 0.5
 
 
+@pytest.mark.slow
 def test_write_dataset_is_balanced_and_resumes(tmp_path):
     csv = write_dataset(tmp_path / "synthetic", share=0.001)
     table = pd.read_csv(csv)

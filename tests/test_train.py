@@ -269,6 +269,7 @@ def test_theta_source_truth_needs_a_truth(sets, tmp_path):
         fit(model_of(), *sets, config, run_dir=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_means_over_two_thousand_bfloat16_steps():
     logits = torch.zeros(4, 20, dtype=torch.bfloat16)  # loss log 20 = 2.996 in each step
     logits[:, 0] = 0.01
@@ -300,6 +301,7 @@ def test_eval_every_never_misses_the_end(sets, tmp_path):
     assert ["val_top1" in row for row in history] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_workers_see_the_same_clips(sets, tmp_path):
     fit(model_of(), *sets, TRAIN, run_dir=tmp_path / "a")
     identity = replace(TRAIN, workers=2)
