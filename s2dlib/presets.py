@@ -135,17 +135,9 @@ _SYNTHETIC_MODEL = ModelConfig(
     dropout=0.2,
 )
 _SYNTHETIC_DATA = DataConfig(
-    csv="data/synthetic/synthetic.csv",
-    n_frames=48,
-    frame_stride=1,
-    min_frames=48,
-    short_side=72,
-    crop=64,
-    scales=(64 / 72,),
-    flip=False,
-    gray=True,
-    cache="data/synthetic/cache",
-)
+    csv="data/synthetic/synthetic.csv", cache="data/synthetic/cache", flip=False, gray=True,
+    n_frames=48, frame_stride=1, min_frames=48, short_side=72, crop=64, scales=(64 / 72,),
+)  # fmt: skip
 # The authors' release: from trained networks, theta frozen and then free at a tenth of the rate,
 # plain cross entropy with label smoothing. Its model: theta_head="fc", detach_theta=True. Stage two
 # starts from both networks of stage one (snet_from, dnet_from).
@@ -296,12 +288,12 @@ PRESETS: dict[str, Preset] = {
         ),
         data=DataConfig(
             csv="data/videos/videos.csv",
+            cache="data/videos/cache",
             n_frames=108,
             short_side=144,
             crop=128,
             scales=(128 / 144,),
-            cache="data/videos/cache",
-        ),
+        ),  # fmt: skip
         recipes={"joint": TrainConfig(epochs=15, batch_size=8, lr=5e-4, lr_theta=1e-3)},
     ),
 }

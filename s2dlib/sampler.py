@@ -232,8 +232,13 @@ def check_clips(frames: Tensor, n_frames: Tensor | None) -> Tensor:
             f"frames must be (B, 3, T, H, W), or (B, 1, T, H, W) for gray clips, with no size 0, "
             f"got {tuple(frames.shape)}"
         )
-    if frames.dtype != torch.uint8:
-        _check_values(frames)
+    if frames.dtype != torch.uint8:  # 0..255 as float, or normalised, would pass for a video
+        low, high = frames.detach().aminmax() if frames.device.type == "cpu" else (0.0, 1.0)
+        if not frames.is_floating_point() or not -1e-3 <= low <= high <= 1 + 1e-3:
+            raise ValueError(
+                f"frames must be uint8, or float in [0, 1] and not normalised (the model does "
+                f"that), got {frames.dtype} from {low:.4g} to {high:.4g}; divide 0..255 by 255"
+            )
     B, T = frames.shape[0], frames.shape[2]
     if n_frames is None:
         return torch.full((B,), T, device=frames.device)
@@ -246,18 +251,6 @@ def check_clips(frames: Tensor, n_frames: Tensor | None) -> Tensor:
     if not (1 <= n_frames.min() and n_frames.max() <= T):
         raise ValueError(f"n_frames must lie in [1, T={T}], got {n_frames.tolist()}")
     return n_frames.to(frames.device, non_blocking=True)
-
-
-def _check_values(frames: Tensor) -> None:
-    """Refuse (ValueError) what is not float in [0, 1]: 0..255 or normalised frames, int64, ..."""
-    low, high = 0.0, 1.0
-    if frames.device.type == "cpu" and not torch.compiler.is_exporting():
-        low, high = (v.item() for v in frames.detach().aminmax())
-    if not frames.is_floating_point() or not -1e-3 <= low <= high <= 1 + 1e-3:
-        raise ValueError(
-            f"frames must be uint8, or float in [0, 1] and not normalised (the model does that), "
-            f"got {frames.dtype} from {low:.4g} to {high:.4g}; divide 0..255 by 255"
-        )
 
 
 def log_stride_bounds(full: Tensor | float) -> tuple[float | Tensor, float]:
