@@ -293,7 +293,7 @@ PRESETS: dict[str, Preset] = {
             short_side=144,
             crop=128,
             scales=(128 / 144,),
-        ),  # fmt: skip
+        ),
         recipes={"joint": TrainConfig(epochs=15, batch_size=8, lr=5e-4, lr_theta=1e-3)},
     ),
 }
