@@ -101,11 +101,12 @@ def start_or_resume(
 
     def save(begun: dict[str, Any] | None) -> None:
         if rank == 0:
-            history, keep = state.history, config.keep_every
-            save_checkpoint(run_dir, model, state.optimizer, history, begun, keep)
-            write_history(run_dir, history)
+            rows, keep_every = state.history, config.keep_every
+            save_checkpoint(run_dir, model, state.optimizer, rows, begun, keep_every)
+            write_history(run_dir, rows)
 
-    state.save, scale = save, config.rate_scale
+    state.save = save
+    scale = config.rate_scale
     log.info(
         f"{config.batch_size} clips a step in {world_size} x {config.accumulate} parts; peak lr "
         f"{config.lr * scale:.3g} (linear layers x{config.lr_fc:g}, biases x{config.lr_bias:g})"
