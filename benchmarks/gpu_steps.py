@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -28,7 +29,7 @@ from torch.nn.functional import cosine_similarity
 from training import InMemory
 
 from s2dlib.apps.inference import for_inference
-from s2dlib.config import WEIGHTS
+from s2dlib.config import CONFIG_FILE, WEIGHTS
 from s2dlib.data import synthetic
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.losses import s2d_loss
@@ -212,10 +213,12 @@ def processes(out: Path) -> Iterator[tuple]:
     one = launch.fit_in_processes(
         model, *sets, config, run_dir=work / "one", device=DEVICE, processes=1
     )
-    job = json.loads((work / "one" / launch.LAUNCH).read_text()) | {"run_dir": str(work / "two")}
-    (work / "two.job").write_text(json.dumps(job))
+    (work / "two").mkdir(exist_ok=True)
+    for name in (CONFIG_FILE, launch.START):
+        shutil.copy(work / "one" / name, work / "two")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    subprocess.run([*torchrun, __file__, str(work / "two.job")], check=True)
+    job = [__file__, str(work / "two"), "--device", DEVICE.type]
+    subprocess.run([*torchrun, *job], check=True)
     two = pd.read_csv(work / "two" / "history.csv")["train_loss"][0]
     yield "loss of 2 processes / of 1, less 1", abs(two / one[0]["train_loss"] - 1), "<= 1e-2"
 
@@ -266,7 +269,7 @@ STEPS = {f.__name__: f for f in (facts, kernels, waits, learn, processes, starts
 
 def main() -> None:
     """gpu_steps.py STEP OUT PART: run it, and write what it has found after each claim."""
-    if len(sys.argv) == 2:  # a job, from torchrun
+    if "RANK" in os.environ:  # from torchrun
         return by_gloo()
     step, part, out, rows = sys.argv[1], sys.argv[3], Path(sys.argv[2]).resolve(), []
     for found in STEPS[part](out):

@@ -131,8 +131,10 @@ def by_processes(
     for n in counts:
         sets = [VideoDataset(data, split, train=split == "train") for split in ("train", "val")]
         with tempfile.TemporaryDirectory() as folder:
-            how = {"run_dir": folder, "device": device, "processes": n}
-            history = fit_in_processes(build_model(preset.model), *sets, config, **how)
+            model = build_model(preset.model)
+            history = fit_in_processes(
+                model, *sets, config, run_dir=folder, device=device, processes=n
+            )
         n_clips = len(sets[0]) // config.batch_size * config.batch_size
         found[f"loop, {n} processes"] = n_clips / history[1]["seconds"]
     return found
@@ -168,8 +170,8 @@ def main() -> None:
             csv = str(write_dataset(Path(folder) / "clips", share=0.001 if args.smoke else 0.05))
         if csv is not None:
             videos = VideoDataset(replace(preset.data, csv=csv, cache=None), "train", train=True)
-        how = (config, videos, args.steps, args.rounds, device)
-        rounds = measure(build_model(preset.model), preset.data, *how)
+        model, data = build_model(preset.model), preset.data
+        rounds = measure(model, data, config, videos, args.steps, args.rounds, device)
         scaling = by_processes(preset, config, csv, args.processes, device) if csv else {}
     row = {"preset": args.preset, "batch_size": config.batch_size, "workers": config.workers}
     row |= rounds.median().to_dict()

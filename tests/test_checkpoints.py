@@ -134,13 +134,13 @@ def test_checkpoints_kept_are_last_two_best_and_every_nth(tmp_path):
     optimizer, history = make_optimizer(model, CONFIG), []
     for epoch, top1 in enumerate((10, 40, 20, 40, 30, 20, 10), start=1):
         history.append({"epoch": epoch, "val_top1": top1})
-        save_checkpoint(tmp_path, model, optimizer, {}, history, keep_every=3)
+        save_checkpoint(tmp_path, model, optimizer, history, keep_every=3)
     kept = ["epoch-0002", "epoch-0003", "epoch-0006", "epoch-0007"]
     assert names(tmp_path) == ["best", *kept]
     assert (tmp_path / "checkpoints" / "best").resolve().name == "epoch-0002"
     for step in (5, 10, 15):
         begun = {"step": step, "ranks": [], "seconds": 0.0}
-        save_checkpoint(tmp_path, model, optimizer, {}, history, begun, keep_every=3)
+        save_checkpoint(tmp_path, model, optimizer, history, begun, keep_every=3)
     steps = ["epoch-0007-step-000010", "epoch-0007-step-000015"]
     assert names(tmp_path) == ["best", *kept[:3], *steps]
     assert newest_checkpoint(tmp_path).name == steps[-1]

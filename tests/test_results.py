@@ -69,7 +69,7 @@ def test_metrics_come_last_so_that_a_kill_while_writing_leaves_an_unfinished_run
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        record("a0", 0, 60.0)
+        record("a0", 0, 60.0, test_split="val")
     assert written == ["config.json", "history.csv"]
     assert read_records(tmp_path)["complete"].tolist() == [False]  # not the older run's 50.0
 

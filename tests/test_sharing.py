@@ -45,6 +45,7 @@ def trained(classes=NAMES, variant="a0", **changes):
                 weight.uniform_(0.1, 0.9)
     model.record = {"preset": "videos", "variant": variant, "seed": 3, "test_split": "test"}
     model.record |= {"classes": list(classes), "data": asdict(DATA)}
+    model.record |= {"val_data": {"csv": "/home/someone/secret/val.csv"}}
     model.record |= {"recipe": "joint", "recipes": {"joint": {"epochs": 7, "lr": 2e-3}}}
     command = "run a.ipynb -p csv /a/secret/mine.csv -p overrides '{cache: /a/secret/b}' -p x ../y"
     source = {"command": command, "commit": "abc", "data": "mine", "versions": {"torch": "2"}}

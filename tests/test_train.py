@@ -359,20 +359,24 @@ def test_resume_ignores_a_half_written_checkpoint(sets, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"train": {"lr": 3e-3}}, "0.003"),
-        ({"model": {"k": 3}}, "'k': 3"),
-        ({"seed": 8}, r"'seed': \(0, 8\)"),
+        ({"train": {"lr": 3e-3}}, r"{'train.lr': \(0.01, 0.003\)}"),
+        ({"model": {"k": 3}}, r"{'model.k': \(2, 3\)}"),
+        ({"data": {"gray": False}}, r"{'data.gray': \(True, False\)}"),
+        ({"data": {"n_clips": 7}}, r"'n_train': \(8, 7\)"),
+        ({"seed": 8}, r"{'seed': \(0, 8\)}"),
     ],
 )
-def test_resume_refuses_a_checkpoint_of_another_run(changes, words, sets, tmp_path):
+def test_resume_refuses_a_checkpoint_of_another_run(changes, words, data, sets, tmp_path):
     run = tmp_path / "run"
     fit(model_of(), *sets, TRAIN, run_dir=run)
-    before = (run / "checkpoints" / "epoch-0002" / "model.safetensors").read_bytes()
+    files = [run / "config.json", run / "checkpoints" / "epoch-0002" / "model.safetensors"]
+    before = [file.read_bytes() for file in files]
     model, train = model_of(**changes.get("model", {})), replace(TRAIN, **changes.get("train", {}))
+    train_set = VideoDataset(replace(data, **changes.get("data", {})), "train", train=True)
     with pytest.raises(ValueError, match=words) as error:
-        fit(model, *sets, train, run_dir=run, seed=changes.get("seed", 0))
+        fit(model, train_set, sets[1], train, run_dir=run, seed=changes.get("seed", 0))
     assert "epoch-0002" in str(error.value)
-    assert (run / "checkpoints" / "epoch-0002" / "model.safetensors").read_bytes() == before
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_loss_not_finite_keeps_the_checkpoint(sets, tmp_path, monkeypatch):

@@ -36,12 +36,12 @@ def card_text(record: dict[str, Any], n_parameters: int) -> str:
     """
     source, metrics = record.get("provenance", {}), record.get("metrics", {})
     title = "S2DNet, " + " ".join(str(record.get(k, "")) for k in ("preset", "variant")).strip()
-    recipes = record.get("recipes", {})
+    recipes = record.get("recipes", {})  # by name, in older records
     parts = {
         "Model": record["model"] | {"parameters": n_parameters},
         "Data and clips": {"data set": source.get("data")} | record.get("data", {}),
         "Recipe": {"recipe": record.get("recipe"), "seed": record.get("seed")}
-        | next(iter(recipes.values()), {}),
+        | record.get("train", next(iter(recipes.values()), {})),
         f"Results on the split {record.get('test_split', '-')}": {
             words: metrics.get(name) for name, words in MEASURED.items()
         },

@@ -159,6 +159,7 @@ class PretrainedMixin(ModelHubMixin, Module):
         if "data" in record:
             csv = Path(record["data"]["csv"]).name
             record["data"] = record["data"] | {"csv": csv, "cache": None}
+        record.pop("val_data", None)  # may name a folder, and is of no use without its clips
         source = record.get("provenance", {})
         if "command" in source:
             command = re.sub(ABSOLUTE_FOLDERS, "", source["command"])

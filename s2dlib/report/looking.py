@@ -92,7 +92,7 @@ def sampling_locations_of_run(
     data = replace(data, csv=csv or data.csv, cache=None if csv else data.cache, test_crops=1)
     dataset = VideoDataset(data, split, train=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    workers = max((r.get("workers", 0) for r in config.get("recipes", {}).values()), default=0)
+    workers = config.get("train", {}).get("workers", 0)
     clips = sampling_locations(model, dataset, device=device, workers=workers)
     return clips.assign(
         right=100.0 * (clips["label"] == clips["s2dnet"]),

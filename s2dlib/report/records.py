@@ -1,35 +1,33 @@
 """A run's record: written, read, and how it came about.
 
-A run's folder holds config.json, history.csv and metrics.json. The last is written last: where it
-is, the run is complete.
+A run's folder holds config.json, written before the first step (training/run_config.py),
+history.csv and metrics.json. The last is written last: where it is, the run is complete.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 
 from s2dlib.config import CONFIG_FILE, METRICS_FILE
-from s2dlib.data.files import write_atomic
 from s2dlib.model import S2DNet
 from s2dlib.presets import PRESETS, SAME_RUN
+from s2dlib.training.checkpoints import only_writer, write_history
+from s2dlib.training.run_config import Values, begin_run, read_json, write_json
 
 PACKAGES = ("torch", "torchvision", "numpy", "decord", "decord2", "s2dlib")  # one of the decords
 SETTING = ["run", "preset", "variant", "seed", "recipe", "test_split"]
 COLUMNS = [*SETTING, "data", "device", "complete"]
-Values = dict[str, Any]  # of a JSON object
 METRICS = ["top1", "top5", "snet_top1", "gmacs", "n_clips"]  # always there, NaN where not measured
 
 
@@ -56,21 +54,29 @@ def provenance(command: str | None, device: torch.device | str, seed: int, data:
     }
 
 
+def begin_record(run_dir: str | Path, config: Values) -> None:
+    """Write config.json before a training, more of it than fit knows: preset, provenance and so on.
+
+    Args:
+        config: training.run_config.describe_run of what fit is to be given, and any more.
+
+    Raises:
+        ValueError: checkpoints there are of another run; the folder stays as it is.
+        RuntimeError: another process is writing this run.
+    """
+    with only_writer(Path(run_dir)):
+        begin_run(Path(run_dir), config)
+
+
 def write_record(
-    run_dir: str | Path, config: Values, metrics: Values, history: Sequence[Values]
+    run_dir: str | Path, config: Values, metrics: Values, history: list[dict[str, float]]
 ) -> None:
     """Write config.json, history.csv and, last, metrics.json; a kill leaves no half record."""
     run_dir = Path(run_dir)
     (run_dir / METRICS_FILE).unlink(missing_ok=True)  # an older run's: not complete until below
-    write_json(run_dir / CONFIG_FILE, config)
-    table = pd.DataFrame(history).to_csv(index=False, float_format="%.6g")
-    write_atomic(run_dir / "history.csv", table)
+    begin_record(run_dir, config)
+    write_history(run_dir, history)
     write_json(run_dir / METRICS_FILE, metrics)
-
-
-def write_json(path: str | Path, values: Values) -> None:
-    """Write a JSON object, whole or not at all."""
-    write_atomic(path, json.dumps(values, indent=1) + "\n")
 
 
 def read_records(runs_dir: str | Path) -> pd.DataFrame:
@@ -79,7 +85,7 @@ def read_records(runs_dir: str | Path) -> pd.DataFrame:
         raise FileNotFoundError(f"{runs_dir}: expected the folder of runs; make reproduce fills it")
     rows = []
     for folder in sorted(p for p in runs_dir.iterdir() if p.is_dir()):
-        config, metrics = _read(folder / CONFIG_FILE), _read(folder / METRICS_FILE)
+        config, metrics = read_json(folder / CONFIG_FILE), read_json(folder / METRICS_FILE)
         if metrics and not config:
             raise ValueError(f"{folder}: metrics.json without config.json; run it again")
         source = config.get("provenance", {})
@@ -134,20 +140,6 @@ def load_run(run_dir: str | Path) -> tuple[S2DNet, Values]:
     """The trained model of a run, or a shared one, ready to evaluate, and its config.json."""
     model = S2DNet.from_pretrained(run_dir)
     return model, model.record
-
-
-def _read(path: Path) -> Values:
-    """A JSON object; empty where there is no file."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        advice = "delete the folder and run it again"
-        raise ValueError(f"{path}: not JSON ({error}); {advice}") from error
-    if not isinstance(value, dict) or not value:
-        raise ValueError(f"{path}: expected a JSON object with entries, got {value!r:.40}")
-    return value
 
 
 def _commit(root: Path) -> str:

@@ -7,7 +7,6 @@ made after three epochs, epoch-0003-step-000500 at step 500 of the fourth.
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import hashlib
 import io
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save
 from torch import nn
@@ -78,18 +78,14 @@ def write_weights(model: nn.Module, path: Path) -> Path:
 
 def write_history(run_dir: Path, history: list[dict[str, float]]) -> None:
     """Write history.csv, a row an epoch; columns in the order in which they first came."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, dict.fromkeys(name for row in history for name in row))
-    writer.writeheader()
-    writer.writerows(history)
-    write_atomic(run_dir / "history.csv", text.getvalue(), durable=True)
+    table = pd.DataFrame(history).to_csv(index=False)
+    write_atomic(run_dir / "history.csv", table, durable=True)
 
 
 def save_checkpoint(
     run_dir: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    identity: dict[str, Any],
     history: list[dict[str, float]],
     begun: dict[str, Any] | None = None,
     keep_every: int = 0,
@@ -97,7 +93,6 @@ def save_checkpoint(
     """Write a checkpoint; then drop all but the last two, the best and those of every n-th epoch.
 
     Args:
-        identity: what the run is; a run of another identity does not go on from here.
         history: rows of the whole epochs.
         begun: where an epoch stands that is not over (epoch.train_epoch); None: after an epoch.
         keep_every: n; 0: none but the last two and the best.
@@ -108,7 +103,7 @@ def save_checkpoint(
     folder = run_dir / CHECKPOINTS
     step = "" if begun is None else f"-step-{begun['step']:06d}"
     target, partial = folder / f"epoch-{len(history):04d}{step}", folder / "partial"
-    state = dict(optimizer=optimizer.state_dict(), identity=identity, history=history, begun=begun)
+    state = {"optimizer": optimizer.state_dict(), "history": history, "begun": begun}
     buffer = io.BytesIO()
     torch.save(state, buffer)
     files = {WEIGHTS: _weights(model), STATE: buffer.getvalue()}
@@ -124,16 +119,21 @@ def save_checkpoint(
         best = _link_best(folder, history)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        kept = [path.name for path in _found(run_dir)]
+        kept = [path.name for path in list_checkpoints(run_dir)]
         raise OSError(
             f"{target}: cannot write this checkpoint ({error}); "
             f"{f'{kept[-1]} is good' if kept else 'there is none before it'}: make room, or make "
             "the folder writable, and start the same command again to go on from there"
         ) from error
-    for old in _found(run_dir)[:-2]:
+    for old in list_checkpoints(run_dir)[:-2]:
         epoch, whole = int(old.name.split("-")[1]), "step" not in old.name
         if old.name != best and not (whole and keep_every and epoch % keep_every == 0):
             shutil.rmtree(old)
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """Checkpoints, oldest first: epoch-0003 sorts before its own steps, and these before 0004."""
+    return sorted((run_dir / CHECKPOINTS).glob("epoch-*"))
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
@@ -143,7 +143,7 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
         RuntimeError: there are checkpoints, and all are damaged.
     """
     damaged = {}
-    for path in reversed(_found(run_dir)):
+    for path in reversed(list_checkpoints(run_dir)):
         if damage := _damage(path):
             damaged[path] = damage
             continue
@@ -162,38 +162,19 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[list[dict[str, float]], dict[str, Any] | None]:
-    """Take up a checkpoint.
+    """Take up a checkpoint of this run, as begin_run has made sure.
 
     Returns:
         The history of the whole epochs, and where the next one stands if it is begun.
-
-    Raises:
-        ValueError: it belongs to another model, training, seed or number of clips.
     """
     state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    there = state["identity"]
-    if there != identity:
-        differ = {
-            part: (there.get(part), identity.get(part))
-            for part in there.keys() | identity.keys()
-            if there.get(part) != identity.get(part)
-        }
-        raise ValueError(
-            f"{path}: a checkpoint of another run, which differs in (there, here) {differ}; "
-            f"choose another run folder, or remove this one to start anew"
-        )
     model.load_state_dict(load_file(path / WEIGHTS))
     optimizer.load_state_dict(state["optimizer"])
     step = "" if state["begun"] is None else f" and {state['begun']['step']} steps"
     log.info("resumed after %d epochs%s from %s", len(state["history"]), step, path)
     return state["history"], state["begun"]
-
-
-def _found(run_dir: Path) -> list[Path]:
-    """Checkpoints, oldest first: epoch-0003 sorts before its own steps, and these before 0004."""
-    return sorted((run_dir / CHECKPOINTS).glob("epoch-*"))
 
 
 def _damage(path: Path) -> str:

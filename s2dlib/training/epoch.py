@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,28 +23,11 @@ from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.loader import Batch, load_batches
 from s2dlib.losses import s2d_loss
 from s2dlib.model import Output, S2DNet
-from s2dlib.training.checkpoints import (
-    random_state,
-    set_random_state,
-)
+from s2dlib.training.checkpoints import random_state, set_random_state
 from s2dlib.training.distributed import all_gather, rank_and_world_size, shard
-from s2dlib.training.evaluation import (
-    Means,
-    batch_sums,
-    n_failed,
-    theta_means,
-    theta_shares,
-)
-from s2dlib.training.optim import (
-    epoch_batches,
-    learning_rate,
-    seed_everything,
-    set_learning_rates,
-)
+from s2dlib.training.evaluation import Means, batch_sums, n_failed, theta_means, theta_shares
+from s2dlib.training.optim import epoch_batches, learning_rate, seed_everything, set_learning_rates
 from s2dlib.training.windows import theta_from_source
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass

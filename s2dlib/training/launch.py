@@ -1,70 +1,34 @@
 """Training in several processes that torchrun starts.
 
-python -m s2dlib.training.launch JOB.json   # one process of several
+python -m s2dlib.training.launch RUN_DIR   # one process of several
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import logging
 import os
 import subprocess
 import sys
 from collections import deque
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from s2dlib.config import WEIGHTS, DataConfig, ModelConfig, TrainConfig
+from s2dlib.config import CONFIG_FILE, WEIGHTS, DataConfig, ModelConfig, TrainConfig
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.model import S2DNet, build_model
-from s2dlib.training.checkpoints import write_weights
+from s2dlib.training.checkpoints import only_writer, write_weights
 from s2dlib.training.distributed import rank_and_world_size
 from s2dlib.training.loop import check_batches, fit
+from s2dlib.training.run_config import begin_run, describe_run, read_json
 
 log = logging.getLogger(__name__)
-LAUNCH = "launch.json"  # what the processes of a run are to do
-
-
-def launch(job: dict[str, Any], run_dir: Path, processes: int) -> None:
-    """Run this module, as `python -m`, in processes that torchrun starts; their lines are logged.
-
-    Raises:
-        RuntimeError: one of them failed; with the last lines.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / LAUNCH).write_text(json.dumps(job, indent=1) + "\n")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc_per_node={processes}", "-m", "s2dlib.training.launch"]
-    command += [str(run_dir / LAUNCH)]
-    threads = max(1, torch.get_num_threads() // processes)
-    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"PYTHONUNBUFFERED": "1"}
-    last: deque[str] = deque(maxlen=40)
-    errors = []  # as train.main words them; torchrun says more, and later
-    with subprocess.Popen(
-        command,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as child:
-        try:
-            for line in child.stdout or ():
-                last.append(line)
-                errors += [line] if line.startswith("error: ") else []
-                log.info(line.rstrip("\n"))
-        finally:
-            if child.poll() is None and sys.exc_info()[0] is not None:  # Ctrl-C in the notebook
-                child.terminate()
-    if child.returncode:
-        text = "".join(errors or last).strip()
-        raise RuntimeError(f"training in {processes} processes failed: {text}")
+START = "start.safetensors"  # the weights that the processes of a run start from
 
 
 def fit_in_processes(
@@ -89,28 +53,53 @@ def fit_in_processes(
         raise ValueError(
             f"processes={processes}: expected at most one a GPU, of {torch.cuda.device_count()}"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    start = write_weights(model, run_dir / "start.safetensors")
-    job = {"model": asdict(model.config), "train": asdict(config), "seed": seed}
-    job |= {"data": asdict(train_set.config), "data_seed": train_set.seed}
-    job |= {"train_split": train_set.table["split"][0], "val_split": val_set.table["split"][0]}
-    job |= {"val_data": asdict(val_set.config), "start": str(start), "run_dir": str(run_dir)}
-    job |= {"device": device.type, "tensorboard": tensorboard}
-    launch(job, run_dir, processes)
+    with only_writer(run_dir):
+        begin_run(run_dir, describe_run(model, train_set, val_set, config, seed))
+        write_weights(model, run_dir / START)
+    tensorboard_option = ["--tensorboard"] if tensorboard else []
+    launch([str(run_dir), "--device", device.type, *tensorboard_option], processes)
     model.load_state_dict(load_file(run_dir / WEIGHTS))
-    with (run_dir / "history.csv").open(newline="") as file:
-        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-    return [row | {"epoch": int(row["epoch"])} for row in rows]
+    history = pd.read_csv(run_dir / "history.csv", float_precision="round_trip")
+    rows = history.to_dict("records")
+    return [{str(k): v for k, v in row.items() if pd.notna(v)} for row in rows]
+
+
+def launch(arguments: list[str], processes: int) -> None:
+    """Run this module, as `python -m`, in processes that torchrun starts; their lines are logged.
+
+    Raises:
+        RuntimeError: one of them failed; with the last lines.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={processes}", "-m", "s2dlib.training.launch", *arguments]
+    threads = max(1, torch.get_num_threads() // processes)
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"PYTHONUNBUFFERED": "1"}
+    last: deque[str] = deque(maxlen=40)
+    errors = []  # as main words them; torchrun says more, and later
+    with subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as child:
+        try:
+            for line in child.stdout or ():
+                last.append(line)
+                errors += [line] if line.startswith("error: ") else []
+                log.info(line.rstrip("\n"))
+        except BaseException:  # Ctrl-C in the notebook
+            child.terminate()
+            raise
+    if child.returncode:
+        text = "".join(errors or last).strip()
+        raise RuntimeError(f"training in {processes} processes failed: {text}")
 
 
 def main() -> None:
-    """Train what a job describes, as one of the processes that torchrun started, or alone."""
+    """Train what a run's config.json says, as one of the processes of torchrun, or alone."""
     parser = argparse.ArgumentParser(prog="python -m s2dlib.training.launch", description=__doc__)
-    parser.add_argument(
-        "job", type=Path, help="launch.json of a run, as fit(processes=2) leaves it"
-    )
-    job = json.loads(parser.parse_args().job.read_text())
-    device = torch.device(job["device"])
+    parser.add_argument("run_dir", type=Path, help=f"with {CONFIG_FILE} and {START}")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--tensorboard", action="store_true")
+    args = parser.parse_args()
+    device = torch.device(args.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
@@ -119,26 +108,34 @@ def main() -> None:
     level = logging.INFO if rank_and_world_size()[0] == 0 else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stdout, format="%(message)s")
     try:
-        model = build_model(ModelConfig(**job["model"]))
-        model.load_state_dict(load_file(job["start"]))
-        data, val_data = DataConfig(**job["data"]), DataConfig(**job["val_data"])
-        train_set = VideoDataset(data, job["train_split"], train=True, seed=job["data_seed"])
-        val_set = VideoDataset(val_data, job["val_split"], train=False)
-        fit(
-            model,
-            train_set,
-            val_set,
-            TrainConfig(**job["train"]),
-            run_dir=job["run_dir"],
-            seed=job["seed"],
-            device=device,
-            tensorboard=job["tensorboard"],
-        )
+        fit_run(args.run_dir, device, args.tensorboard)
     except (ValueError, RuntimeError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def fit_run(run_dir: Path, device: torch.device, tensorboard: bool) -> None:
+    """loop.fit of what fit_in_processes has written to a run's folder.
+
+    Raises:
+        FileNotFoundError: there is no config.json, or no start.safetensors.
+    """
+    config = read_json(run_dir / CONFIG_FILE)
+    if "train" not in config:
+        raise FileNotFoundError(
+            f"{run_dir / CONFIG_FILE}: expected what fit_in_processes writes; call that"
+        )
+    model, data = build_model(ModelConfig(**config["model"])), DataConfig(**config["data"])
+    model.load_state_dict(load_file(run_dir / START))
+    val_data = replace(data, **config["val_data"])
+    sets = (
+        VideoDataset(data, config["train_split"], train=True, seed=config["data_seed"]),
+        VideoDataset(val_data, config["val_split"], train=False),
+    )
+    train, seed = TrainConfig(**config["train"]), config["seed"]
+    fit(model, *sets, train, run_dir=run_dir, seed=seed, device=device, tensorboard=tensorboard)
 
 
 if __name__ == "__main__":

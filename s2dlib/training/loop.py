@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,21 +26,14 @@ from s2dlib.training.checkpoints import (
 )
 from s2dlib.training.distributed import all_gather, rank_and_world_size, wrap_ddp
 from s2dlib.training.epoch import TrainState, is_due, train_epoch
-from s2dlib.training.evaluation import (
-    evaluate,
-    theta_at_test,
-)
-from s2dlib.training.optim import (
-    make_optimizer,
-)
+from s2dlib.training.evaluation import evaluate, theta_at_test
+from s2dlib.training.optim import make_optimizer
+from s2dlib.training.run_config import begin_run, describe_run
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-
 log = logging.getLogger(__name__)
-# Fields that a run may change when it goes on: it learns the same.
-FREE_ON_RESUME = ("workers", "checkpoint_steps", "keep_every")
 
 
 def fit(
@@ -61,7 +52,8 @@ def fit(
     Args:
         model: trained in place.
         train_set, val_set: clips to learn from, and to evaluate on every `eval_every` epochs.
-        run_dir: gets history.csv and checkpoints/ (checkpoints.py), model.safetensors at the end.
+        run_dir: gets config.json (run_config.py) before the first step, then history.csv and
+            checkpoints/ (checkpoints.py), model.safetensors at the end.
         seed: of the order of the clips, their crops, dropout.
         tensorboard: write the history there, too: run_dir/tensorboard.
 
@@ -80,7 +72,9 @@ def fit(
         torch.backends.cudnn.benchmark = True  # V and V-hat have one size in all steps
     curves = open_tensorboard(run_dir) if tensorboard and rank == 0 else None
     with only_writer(run_dir) if rank == 0 else nullcontext():
-        state = start_or_resume(model, config, run_dir, seed, device, len(train_set))
+        if rank == 0:
+            begin_run(run_dir, describe_run(model, train_set, val_set, config, seed))
+        state = start_or_resume(model, config, run_dir, seed, device)
         for epoch in range(len(state.history), config.epochs):
             with memory_advice(config, world_size):
                 row = train_and_evaluate(state, train_set, val_set, epoch)
@@ -95,31 +89,24 @@ def fit(
 
 
 def start_or_resume(
-    model: S2DNet,
-    config: TrainConfig,
-    run_dir: Path,
-    seed: int,
-    device: torch.device,
-    n_clips: int,
+    model: S2DNet, config: TrainConfig, run_dir: Path, seed: int, device: torch.device
 ) -> TrainState:
     """A training from the model as it is, or from the run's newest checkpoint."""
     rank, world_size = rank_and_world_size()
     state = TrainState(model.to(device), make_optimizer(model, config), config, seed, device)
-    learned = {k: v for k, v in asdict(config).items() if k not in FREE_ON_RESUME}
-    identity = {"model": asdict(model.config), "train": learned, "seed": seed, "clips": n_clips}
-    identity = json.loads(json.dumps(identity))
     checkpoint = all_gather(newest_checkpoint(run_dir) if rank == 0 else None)[0]
     if checkpoint is not None:
-        state.history, state.begun = load_checkpoint(checkpoint, model, state.optimizer, identity)
+        state.history, state.begun = load_checkpoint(checkpoint, model, state.optimizer)
     state.net = wrap_ddp(model, device, unused=config.theta_source != "model")
 
     def save(begun: dict[str, Any] | None) -> None:
         if rank == 0:
-            history, keep = state.history, config.keep_every
-            save_checkpoint(run_dir, model, state.optimizer, identity, history, begun, keep)
-            write_history(run_dir, history)
+            rows, keep_every = state.history, config.keep_every
+            save_checkpoint(run_dir, model, state.optimizer, rows, begun, keep_every)
+            write_history(run_dir, rows)
 
-    state.save, scale = save, config.rate_scale
+    state.save = save
+    scale = config.rate_scale
     log.info(
         f"{config.batch_size} clips a step in {world_size} x {config.accumulate} parts; peak lr "
         f"{config.lr * scale:.3g} (linear layers x{config.lr_fc:g}, biases x{config.lr_bias:g})"
