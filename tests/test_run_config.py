@@ -105,22 +105,24 @@ def test_resume_refuses_a_checkpoint_of_unknown_training(config, sets, tmp_path)
         fit(model_of(), *sets, replace(TRAIN, epochs=1), run_dir=run)
 
 
-def test_results_of_an_older_run_go_with_its_config(sets, tmp_path):  # noqa: F811
+def test_results_of_an_older_run_go_and_its_weights_are_no_other_run_s(sets, tmp_path):  # noqa: F811
     run, known = tmp_path / "runs" / "one", describe_run(model_of(), *sets, TRAIN, 0)
     record = {"preset": "mine"} | known
-    files = run / "metrics.json", run / "model.safetensors"
-
-    def left_by(config):
-        """Which files stay where the run's begins with this config."""
-        write_json(run / "config.json", json.loads(json.dumps(record)))
-        for file in files:
-            file.write_text('{"top1": 1}')
-        begin_record(run, config)
-        return [file.exists() for file in files]
-
-    assert left_by(record) == [True, True]
-    assert left_by(record | {"provenance": {"date": "today"}}) == [False, True]
-    assert left_by(record | {"seed": 1}) == [False, False]
+    metrics, weights = run / "metrics.json", run / "model.safetensors"
+    begin_record(run, record)
+    metrics.write_text('{"top1": 1}')
+    begin_record(run, record)
+    assert metrics.exists()
+    begin_record(run, record | {"provenance": {"date": "today"}})
+    assert not metrics.exists()
+    weights.write_bytes(b"trained")
+    before = config_of(run)
+    with pytest.raises(ValueError, match=r"model.safetensors: weights of another run.*'seed'"):
+        begin_record(run, record | {"seed": 1})
+    assert weights.read_bytes() == b"trained" and config_of(run) == before
+    weights.unlink()
+    begin_record(run, record | {"seed": 1})
+    assert config_of(run)["seed"] == 1
     assert read_records(tmp_path / "runs")["complete"].tolist() == [False]
 
 

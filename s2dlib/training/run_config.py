@@ -19,7 +19,10 @@ from s2dlib.training.checkpoints import list_checkpoints
 
 Values = dict[str, Any]  # of a JSON object
 # Fields that a run may change when it goes on: it learns the same.
-FREE_ON_RESUME = ("workers", "checkpoint_steps", "keep_every", "csv", "cache", "test_crops")
+FREE_ON_RESUME = (
+    *("workers", "checkpoint_steps", "keep_every"),
+    *("csv", "cache", "timeout", "test_crops"),
+)
 
 
 def describe_run(
@@ -48,29 +51,29 @@ def begin_run(run_dir: Path, config: Values) -> None:
     """Write a run's config.json, or merge into that of the run that goes on.
 
     Entries that only the file has stay, if the run is the same. Where the file changes, the older
-    metrics.json goes, and if it is of another run its weights too: they are not of this one. Only
-    the writer of the run (checkpoints.only_writer) may call this.
+    metrics.json goes: it is not of this run. Only the writer of the run (checkpoints.only_writer)
+    may call this.
 
     Raises:
-        ValueError: there are checkpoints of another model, training, data or seed; all stays.
+        ValueError: there are weights of another model, training, data or seed; all stays.
     """
     there: Values = read_json(run_dir / CONFIG_FILE)
     config = json.loads(json.dumps(config))  # lists for tuples, as in the file
     before, now = _learned(there), _learned(config)
     names = [name for name in before | now if before.get(name) != now.get(name)]
-    if names and (checkpoints := list_checkpoints(run_dir)):
+    weights = [p for p in (run_dir / WEIGHTS, *list_checkpoints(run_dir)) if p.exists()]
+    if names and weights:
         differ = {name: (before.get(name), now.get(name)) for name in names}
         why = f"which differs in (there, here) {differ}"
         if "train" not in there:
             why = f"of which {CONFIG_FILE} does not tell the training"
         raise ValueError(
-            f"{checkpoints[-1]}: a checkpoint of another run, {why}; "
+            f"{weights[-1]}: weights of another run, {why}; "
             f"choose another run folder, or remove this one to start anew"
         )
     merged = config if names else there | config
     if merged != there:
-        for name in (METRICS_FILE, WEIGHTS) if names else (METRICS_FILE,):
-            (run_dir / name).unlink(missing_ok=True)
+        (run_dir / METRICS_FILE).unlink(missing_ok=True)
         write_json(run_dir / CONFIG_FILE, merged)
 
 
