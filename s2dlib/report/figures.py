@@ -72,35 +72,25 @@ def filter_bank(ax: Axes, G: Tensor, axis: str) -> Axes:
 
 
 def time_ticks(
-    ax: Axes,
-    theta: Theta,
-    T: int,
-    T_S: int,
-    T_D: int,
-    seconds: float | None = None,
-    truth: tuple[float, float] | None = None,
+    ax: Axes, theta: Theta, T: int, T_S: int, T_D: int, truth: tuple[float, float] | None = None
 ) -> Axes:
     """Where SNet's uniform frames and DNet's detail frames lie over the clip of T raw frames.
 
-    Args:
-        seconds: of one raw frame, frame_stride / fps; None: the axis counts frames.
-        truth: where the detail is known to be, shaded; first frame and end, in raw frames.
+    truth: where the detail is known to be, shaded; first frame and end, in raw frames.
     """
-    unit = seconds or 1.0
-    uniform = _uniform_times(T, T_S) * unit
-    detail = detail_times(theta, T, T_D).numpy() * unit
-    ax.axvspan(0, T * unit, color="0.93", zorder=0)
+    uniform, detail = _uniform_times(T, T_S), detail_times(theta, T, T_D).numpy()
+    ax.axvspan(0, T, color="0.93", zorder=0)
     if truth is not None:
-        ax.axvspan(truth[0] * unit, truth[1] * unit, color=GREEN, alpha=0.35, lw=0, zorder=1)
-        middle = (truth[0] + truth[1]) / 2 * unit
+        ax.axvspan(*truth, color=GREEN, alpha=0.35, lw=0, zorder=1)
+        middle = sum(truth) / 2
         ax.text(middle, 1.62, "true detail", color=GREEN, ha="center", va="bottom", fontsize=FONT)
     ax.eventplot([uniform, detail], lineoffsets=[1, 0], linelengths=0.7, colors=["0.35", BLUE])
-    first, last = min(0, detail.min()), max(T * unit, detail.max())
+    first, last = min(0, detail.min()), max(T, detail.max())
     margin = 0.01 * (last - first)
     ax.set(xlim=(first - margin, last + margin), ylim=(-0.6, 1.6))
     ax.set_yticks([1, 0], ["uniform", "detail"])
     ax.tick_params(axis="y", length=0)
-    return label_axes(ax, "raw frame of the clip" if seconds is None else "time in the clip (s)")
+    return label_axes(ax, "raw frame of the clip")
 
 
 def detail_box(
@@ -188,7 +178,6 @@ def figure4(
     label: int | None,
     *,
     i: int = 0,
-    seconds: float | None = None,
     truth: tuple[float, float] | None = None,
     square: tuple[float, float, float] | None = None,
 ) -> Figure:
@@ -199,7 +188,6 @@ def figure4(
         out: the model's output for a batch that holds the clip.
         label: the true class; None: it is not known.
         i: the clip's place in the batch.
-        seconds: of one raw frame, frame_stride / fps; None: times are counted in frames.
         truth: where the detail is known to be: first frame and end, in raw frames.
         square: the same in space, drawn on the raw frames between these: y, x, side of true_square.
     """
@@ -213,10 +201,7 @@ def figure4(
     at_S, at_D = (torch.linspace(0, m - 1, n).round().int().tolist() for m in (T_S, size[0]))
     times = detail_times(theta, T, size[0])[at_D]  # (n,)
     nearest = times.clamp(0, T - 1)  # beyond the clip: its border
-    stamps = [  # below the frames of either strip
-        [f"{float(t) * seconds:.2f} s" if seconds else f"frame {int(t)}" for t in row]
-        for row in (_uniform_times(T, T_S)[at_S], nearest)
-    ]
+    stamps = [[f"frame {int(t)}" for t in row] for row in (_uniform_times(T, T_S)[at_S], nearest)]
     figure, strips, left, right = _page(n, (H_S / W_S, H / W, size[1] / size[2]))
     title = f"What SNet sees: uniform frames, {W_S} x {H_S}"
     frame_strip(strips[0], synopsis, at_S, title, stamps[0])
@@ -228,7 +213,7 @@ def figure4(
             true_square(strips[1], *square, x)
     title = f"What DNet sees: details, {size[2]} x {size[1]}"
     frame_strip(strips[2], detail, at_D, title, stamps[1])
-    time_ticks(left, theta, T, T_S, size[0], seconds, truth)
+    time_ticks(left, theta, T, T_S, size[0], truth)
     words, where = theta_text(theta), left.transAxes
     left.text(0, -0.75, words, transform=where, va="top", size=FONT, linespacing=1.5)
     p, p_hat, k = clip["logits"].softmax(0), clip["scores"], int(clip["topk_mask"].sum())
