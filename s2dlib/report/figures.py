@@ -196,30 +196,28 @@ def figure4(
     clip = {k: v[i].detach().cpu().float() for k, v in vars(out).items() if torch.is_tensor(v)}
     theta, scale = out.theta.map(lambda v: v[i].detach().cpu().float()), scale_of(frames)
     synopsis, detail = clip["synopsis_frames"] * scale, clip["detail_volume"] * scale
-    (T, H, W), (T_S, H_S, W_S), size = (v.shape[1:] for v in (frames, synopsis, detail))
-    n = min(8, T_S, size[0])  # columns
-    at_S, at_D = (torch.linspace(0, m - 1, n).round().int().tolist() for m in (T_S, size[0]))
-    times = detail_times(theta, T, size[0])[at_D]  # (n,)
+    (T, H, W), (T_S, H_S, W_S), (T_D, H_D, W_D) = (v.shape[1:] for v in (frames, synopsis, detail))
+    n = min(8, T_S, T_D)  # columns
+    at_S, at_D = (torch.linspace(0, m - 1, n).round().int().tolist() for m in (T_S, T_D))
+    times = detail_times(theta, T, T_D)[at_D]  # (n,)
     nearest = times.clamp(0, T - 1)  # beyond the clip: its border
     stamps = [[f"frame {int(t)}" for t in row] for row in (_uniform_times(T, T_S)[at_S], nearest)]
-    figure, strips, left, right = _page(n, (H_S / W_S, H / W, size[1] / size[2]))
-    title = f"What SNet sees: uniform frames, {W_S} x {H_S}"
-    frame_strip(strips[0], synopsis, at_S, title, stamps[0])
+    figure, (top, middle, bottom), left, right = _page(n, (H_S / W_S, H / W, H_D / W_D))
+    frame_strip(top, synopsis, at_S, f"What SNet sees: uniform frames, {W_S} x {H_S}", stamps[0])
     title = f"Where DNet looks: boxes on the raw frames, {W} x {H}"
-    frame_strip(strips[1], frames[:, nearest.int()], None, title, [""] * n)
+    frame_strip(middle, frames[:, nearest.int()], None, title, [""] * n)
     for x, z in enumerate(at_D):
-        _draw_box(strips[1], detail_box(theta, z, (H, W), size), BLUE, x)
+        _draw_box(middle, detail_box(theta, z, (H, W), (T_D, H_D, W_D)), BLUE, x)
         if truth and square and truth[0] <= times[x] <= truth[1]:
-            true_square(strips[1], *square, x)
-    title = f"What DNet sees: details, {size[2]} x {size[1]}"
-    frame_strip(strips[2], detail, at_D, title, stamps[1])
-    time_ticks(left, theta, T, T_S, size[0], truth)
+            true_square(middle, *square, x)
+    frame_strip(bottom, detail, at_D, f"What DNet sees: details, {W_D} x {H_D}", stamps[1])
+    time_ticks(left, theta, T, T_S, T_D, truth)
     words, where = theta_text(theta), left.transAxes
     left.text(0, -0.75, words, transform=where, va="top", size=FONT, linespacing=1.5)
-    p, p_hat, k = clip["logits"].softmax(0), clip["scores"], int(clip["topk_mask"].sum())
-    topk_bars(right, class_names, p, p_hat, label, k)
-    title = f"SNet: {class_names[int(p.argmax())]}; S2DNet: {class_names[int(p_hat.argmax())]}"
-    title = title if label is None else f"true: {class_names[label]}; {title}"
+    p, p_hat = clip["logits"].softmax(0), clip["scores"]
+    topk_bars(right, class_names, p, p_hat, label, int(clip["topk_mask"].sum()))
+    verdicts = {"true": label, "SNet": int(p.argmax()), "S2DNet": int(p_hat.argmax())}
+    title = "; ".join(f"{k}: {class_names[v]}" for k, v in verdicts.items() if v is not None)
     y = 1 - 0.15 / figure.get_figheight()
     figure.text(0.02, y, textwrap.fill(title, 120), fontsize=FONT + 2, va="top")
     return figure
