@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from s2dlib.config import WEIGHTS
+from s2dlib.config import WEIGHTS, DataConfig
 from s2dlib.data.dataset import VideoDataset
-from s2dlib.data.loader import collate
+from s2dlib.data.loader import collate, load_batches
 from s2dlib.data.synthetic import write_dataset
 from s2dlib.model import build_model
 from s2dlib.presets import PRESETS, VARIANTS, WINDOWS
-from s2dlib.report import records
-from s2dlib.report.looking import metrics_of, sampling_locations, top1_by_thirds
+from s2dlib.report import looking, records
+from s2dlib.report.looking import metrics_of, sampling_locations_of_run, top1_by_thirds
 from s2dlib.report.records import command, load_run, provenance, read_records, write_record
 from s2dlib.report.tables import (
     CONTROLS,
@@ -289,25 +289,35 @@ def test_a_run_is_rebuilt_from_its_folder_and_missing_weights_are_named(tmp_path
         assert_close(loaded.state_dict()[name], value)
 
 
-def test_where_it_looks_is_the_same_whatever_the_batch_and_knows_no_truth_without_one(clips):
-    config = replace(PRESETS["synthetic"].data, csv=str(clips), cache=None)
-    test = VideoDataset(config, "test", train=False)
-    model = build_model("synthetic").eval()
-    table = sampling_locations(model, test)
-    pd.testing.assert_frame_equal(table, sampling_locations(model, test, batch_size=7), rtol=1e-3)
+@torch.no_grad()
+def test_where_it_looks_is_the_same_whatever_the_batch_and_knows_no_truth_without_one(runs, csv):
+    run = runs / "synthetic-a0-0"
+    table, (model, config) = sampling_locations_of_run(run), load_run(run)
+    test = VideoDataset(DataConfig(**config["data"]), "test", train=False)
+    batches = [looking._locations(model, batch) for batch in load_batches(test, batch_size=7)]
+    by_seven = pd.concat(batches, ignore_index=True)
+    pd.testing.assert_frame_equal(table[by_seven.columns], by_seven, rtol=1e-3)
     assert table["label"].tolist() == test.table["label"].tolist()
+    assert (table["right"] == 100.0 * (table["label"] == table["s2dnet"])).all()
     assert table["looks_t"].between(0, 64).all() and table["looks_y"].between(0, 72).all()
     assert {"t", "size", "distance_t", "iou_yx"} <= set(table.columns)
     steps = torch.arange(8) - 3.5  # Eq. 6, T_D = 8
     looks_t, delta_t, t = (torch.tensor(table[n])[:, None] for n in ("looks_t", "delta_t", "t"))
     nearest = (looks_t + steps * delta_t - t).abs().amin(1)
     assert_close(torch.tensor(table["nearest_t"]), nearest, rtol=0, atol=1e-3)
-    text = Path(clips).read_text().replace(",t,", ",moment,", 1)
-    (unknown := Path(clips).with_name("unknown.csv")).write_text(text)
-    test = VideoDataset(replace(config, csv=str(unknown)), "test", train=False)
-    assert not test.has_truth and not {"t", "distance_t"} & set(
-        sampling_locations(model, test).columns
-    )
+    text = Path(csv).read_text().replace(",t,", ",moment,", 1)
+    (unknown := Path(csv).with_name("unknown.csv")).write_text(text)
+    table = sampling_locations_of_run(run, str(unknown))
+    assert len(table) == 20 and not {"t", "distance_t", "nearest_t"} & set(table.columns)
+
+
+def test_a_network_alone_looks_nowhere_and_its_run_is_named(tmp_path):
+    model = build_model("synthetic", "a1")
+    config = {"model": asdict(model.config), "preset": "synthetic"}
+    write_record(tmp_path, config, {"top1": 1.0}, [{"epoch": 1}])
+    write_weights(model, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=f"{tmp_path}: expected SNet and DNet"):
+        sampling_locations_of_run(tmp_path)
 
 
 def test_controls_give_each_clip_its_theta_when_one_cannot_be_read(clips):

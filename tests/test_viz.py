@@ -18,6 +18,7 @@ from matplotlib.text import Text
 from s2dlib.model import Output
 from s2dlib.report.figures import (
     BLUE,
+    GAP,
     GREEN,
     RED,
     boxes,
@@ -72,14 +73,13 @@ def test_the_box_is_where_eq_6_puts_the_detail_frame(ax, theta):
     assert ax.get_xlim() == (0, W) and ax.get_ylim() == (H, 0)
 
 
-@pytest.mark.parametrize("seconds", [None, 0.1])
-def test_the_ticks_lie_at_the_frames_that_are_read(ax, theta, seconds):
-    time_ticks(ax, one(theta), T, 4, 8, seconds, truth=(5, 9))
-    unit = seconds or 1
+def test_the_ticks_lie_at_the_frames_that_are_read(ax, theta):
+    time_ticks(ax, one(theta), T, 4, 8, truth=(5, 9))
     uniform, detail = (c.get_positions() for c in ax.collections)
-    assert uniform == pytest.approx([t * unit for t in (4.5, 12.5, 20.5, 28.5)])
-    assert detail == pytest.approx([t * unit for t in range(1, 17, 2)])
-    assert ("(s)" in ax.get_xlabel()) == (seconds is not None)
+    assert uniform == pytest.approx([4.5, 12.5, 20.5, 28.5])
+    assert detail == pytest.approx(range(1, 17, 2))
+    assert ax.patches[-1].get_bbox().intervalx == pytest.approx((5, 9))
+    assert ax.get_xlabel() == "raw frame of the clip"
 
 
 @pytest.mark.parametrize("frames", [torch.rand(1, T, H, W), torch.ones(3, T, H, W).byte()])
@@ -96,7 +96,7 @@ def test_the_true_class_is_red_and_shown_even_where_snet_misses_it(ax):
     assert [t.get_text() for t in labels] == ["run", "walk", "jump (true)"]
     assert [to_rgb(t.get_color()) == RED for t in labels] == [False, False, True]
     widths = [bar.get_width() for bar in ax.patches]
-    assert widths == pytest.approx([0.6, 0.2, 0.3, 0.8, 0.1, 0.0])
+    assert widths == pytest.approx([0.6, 0.3, 0.1, 0.2, 0.8, 0.0])  # before, then after
 
 
 def test_a_curve_skips_epochs_without_a_value_and_a_missing_column_is_an_error(ax):
@@ -125,7 +125,7 @@ def test_theta_in_numbers_gives_a_range_only_where_it_varies(theta):
 def test_figure_4_says_the_verdicts_and_every_text_is_legible_and_inside(channels, theta, tmp_path):
     frames = torch.randint(0, 256, (channels, T, H, W), dtype=torch.uint8)
     names = [f"action number {n} of a class with a long name" for n in range(7)]
-    figure = figure4(frames, output(frames, theta), names, 1, seconds=0.08, truth=(5, 9))
+    figure = figure4(frames, output(frames, theta), names, 1, truth=(5, 9))
     figure.savefig(tmp_path / "figure4.png", dpi=100)
     texts = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
     assert min(t.get_fontsize() for t in texts) >= 8
@@ -210,11 +210,15 @@ def test_the_curve_of_early_exits_rings_the_threshold_chosen(ax):
 
 
 def test_the_true_square_is_centred_on_the_detail_and_drawn_while_it_is_there(ax, theta):
-    true_square(ax, 30.0, 20.0, 6.0)
-    assert ax.patches[-1].get_bbox().bounds == pytest.approx((17, 27, 6, 6))
     frames = torch.zeros(3, T, H, W, dtype=torch.uint8)  # shown: detail frames at 1, 5, 11, 15
+    true_square(frame_strip(ax, frames[:, :1]), 30.0, 20.0, 6.0)
+    assert ax.patches[-1].get_bbox().bounds == pytest.approx((17, 27, 6, 6))
     known = {"truth": (4.0, 12.0), "square": (30.0, 20.0, 6.0)}
     figure = figure4(frames, output(frames, theta), ["x"] * 7, 0, **known)
-    squares = [p for p in figure.findobj(Rectangle) if p.get_bbox().bounds == (17, 27, 6, 6)]
-    assert sum(p.get_edgecolor()[:3] == GREEN for p in squares) == 2
+    squares = [p for p in figure.findobj(Rectangle) if p.get_edgecolor() == (*GREEN, 1)]
+    for square, column in zip(squares, (1, 2), strict=True):  # on the second frame and the third
+        left = column * W * (1 + GAP)
+        assert square.get_bbox().bounds == pytest.approx((left + 17, 27, 6, 6))
+        clip = square.get_clip_box().transformed(square.axes.transData.inverted())
+        assert clip.intervalx == pytest.approx((left, left + W))  # cut where its frame ends
     plt.close(figure)

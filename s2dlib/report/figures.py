@@ -18,10 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from s2dlib.model import Output
+from s2dlib.model import Output, scale_of
 from s2dlib.sampler import Theta, grid_centres, uniform_times
 
-Colour = tuple[float, float, float]  # red, green, blue
 BLUE, ORANGE, GREEN, RED = sns.color_palette("colorblind")[:4]
 FONT = 9  # points; nothing is smaller than 8
 GAP = 0.06  # between the frames of a strip, in frame widths
@@ -42,15 +41,21 @@ def frame_strip(
         labels: a word below each; None: its index.
     """
     indices = range(frames.shape[1]) if indices is None else indices
-    images = [_image(frames[:, i]) for i in indices]
-    H, W = images[0].shape[:2]
+    shown = frames[:, list(indices)].detach().cpu().expand(3, -1, -1, -1)
+    shown = shown.clamp(0, 1) if shown.is_floating_point() else shown
+    images = shown.permute(1, 2, 3, 0).numpy()  # (n, H, W, 3)
+    H, W = images.shape[1:3]
     step = W * (1 + GAP)
     for n, image in enumerate(images):
         ax.imshow(image, extent=(n * step, n * step + W, H, 0))
-    ax.set(xlim=(0, (len(images) - 1) * step + W), ylim=(H, 0))
     names = [str(i) for i in indices] if labels is None else labels
     ax.set_xticks([n * step + W / 2 for n in range(len(images))], names, fontsize=FONT)
-    return _hide_axes(ax, title)
+    ax.set(xlim=(0, (len(images) - 1) * step + W), ylim=(H, 0), yticks=[])
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, loc="left", fontsize=FONT + 1)
+    return ax
 
 
 def filter_bank(ax: Axes, G: Tensor, axis: str) -> Axes:
@@ -61,55 +66,44 @@ def filter_bank(ax: Axes, G: Tensor, axis: str) -> Axes:
     n_out, n_in = G.shape
     weights, extent = G.detach().cpu().numpy(), (0, n_in, n_out, 0)
     image = ax.imshow(weights, cmap="viridis", aspect="auto", extent=extent, vmin=0)
-    label_axes(ax, f"raw {axis}", f"detail {axis}")
     ax.grid(False)
-    bar = ax.figure.colorbar(image, ax=ax)
-    bar.set_label("weight", fontsize=FONT)
-    bar.ax.tick_params(labelsize=FONT)
-    return ax
+    label_axes(ax.figure.colorbar(image, ax=ax).ax, "", "weight")
+    return label_axes(ax, f"raw {axis}", f"detail {axis}")
 
 
 def time_ticks(
-    ax: Axes,
-    theta: Theta,
-    T: int,
-    T_S: int,
-    T_D: int,
-    seconds: float | None = None,
-    truth: tuple[float, float] | None = None,
+    ax: Axes, theta: Theta, T: int, T_S: int, T_D: int, truth: tuple[float, float] | None = None
 ) -> Axes:
     """Where SNet's uniform frames and DNet's detail frames lie over the clip of T raw frames.
 
-    Args:
-        seconds: of one raw frame, frame_stride / fps; None: the axis counts frames.
-        truth: where the detail is known to be, shaded; first frame and end, in raw frames.
+    truth: where the detail is known to be, shaded; first frame and end, in raw frames.
     """
-    unit = seconds or 1.0
-    uniform = _uniform_times(T, T_S) * unit
-    detail = detail_times(theta, T, T_D).numpy() * unit
-    ax.axvspan(0, T * unit, color="0.93", zorder=0)
+    uniform, detail = _uniform_times(T, T_S), detail_times(theta, T, T_D).numpy()
+    ax.axvspan(0, T, color="0.93", zorder=0)
     if truth is not None:
-        ax.axvspan(truth[0] * unit, truth[1] * unit, color=GREEN, alpha=0.35, lw=0, zorder=1)
-        middle = (truth[0] + truth[1]) / 2 * unit
+        ax.axvspan(*truth, color=GREEN, alpha=0.35, lw=0, zorder=1)
+        middle = sum(truth) / 2
         ax.text(middle, 1.62, "true detail", color=GREEN, ha="center", va="bottom", fontsize=FONT)
     ax.eventplot([uniform, detail], lineoffsets=[1, 0], linelengths=0.7, colors=["0.35", BLUE])
-    first, last = min(0, detail.min()), max(T * unit, detail.max())
+    first, last = min(0, detail.min()), max(T, detail.max())
     margin = 0.01 * (last - first)
     ax.set(xlim=(first - margin, last + margin), ylim=(-0.6, 1.6))
-    ax.set_yticks([1, 0], ["uniform", "detail"], fontsize=FONT)
-    return _named_rows(ax, "raw frame of the clip" if seconds is None else "time in the clip (s)")
+    ax.set_yticks([1, 0], ["uniform", "detail"])
+    ax.tick_params(axis="y", length=0)
+    return label_axes(ax, "raw frame of the clip")
 
 
 def detail_box(
     theta: Theta, z: int, extent: Sequence[int], size: Sequence[int]
 ) -> tuple[float, float, float, float]:
-    """What detail frame z covers, in raw pixels: y and x of its middle, height, width.
+    """What detail frame z covers, in raw pixels: left, top, right, bottom.
 
     extent: H, W of the raw frames. size: (T_D, H_D, W_D).
     """
     (H, W), (_, H_D, W_D) = extent, size
-    mu_y, mu_x = theta.mu_y[z].item(), theta.mu_x[z].item()
-    return mu_y * H, mu_x * W, H_D * theta.delta_y[z].item(), W_D * theta.delta_x[z].item()
+    y, x = theta.mu_y[z].item() * H, theta.mu_x[z].item() * W
+    half_y, half_x = H_D * theta.delta_y[z].item() / 2, W_D * theta.delta_x[z].item() / 2
+    return x - half_x, y - half_y, x + half_x, y + half_y
 
 
 def boxes(ax: Axes, frame: Tensor, theta: Theta, z: int, size: tuple[int, int, int]) -> Axes:
@@ -119,16 +113,14 @@ def boxes(ax: Axes, frame: Tensor, theta: Theta, z: int, size: tuple[int, int, i
         frame: uint8, or float in [0, 1]. (C, H, W)
         size: (T_D, H_D, W_D)
     """
-    H, W = frame.shape[-2:]
-    ax.imshow(_image(frame), extent=(0, W, H, 0))
-    _draw_box(ax, detail_box(theta, z, (H, W), size), BLUE)
-    ax.set(xlim=(0, W), ylim=(H, 0), xticks=[])
-    return _hide_axes(ax, "")
+    frame_strip(ax, frame[:, None], labels=[""])
+    return _draw_box(ax, detail_box(theta, z, frame.shape[-2:], size), BLUE)
 
 
-def true_square(ax: Axes, y: float, x: float, side: float) -> Axes:
-    """Where the detail is known to be, on a raw frame; y, x of its centre and side in pixels."""
-    return _draw_box(ax, (y, x, side, side), GREEN)
+def true_square(ax: Axes, y: float, x: float, side: float, n: int = 0) -> Axes:
+    """Where the detail is known to be, on frame n of a strip; y, x of its centre, side: pixels."""
+    half = side / 2
+    return _draw_box(ax, (x - half, y - half, x + half, y + half), GREEN, n)
 
 
 def topk_bars(
@@ -145,23 +137,24 @@ def topk_bars(
     """
     shown = p_before.topk(min(k, len(p_before))).indices.tolist()
     shown += [] if label in (None, *shown) else [label]
-    for y, n in enumerate(shown):
-        colour = RED if n == label else BLUE
-        for p, offset, alpha in ((p_before[n], -0.2, 0.4), (p_after[n], 0.2, 1.0)):
-            ax.barh(y + offset, float(p), height=0.38, color=colour, alpha=alpha, lw=0)
-            ax.text(float(p) + 0.01, y + offset, f"{p:.2f}", va="center", fontsize=8)
+    y, colours = np.arange(len(shown)), [RED if n == label else BLUE for n in shown]
+    for p, offset, alpha in ((p_before, -0.2, 0.4), (p_after, 0.2, 1.0)):
+        widths = p[shown].tolist()
+        bars = ax.barh(y + offset, widths, height=0.38, color=colours, alpha=alpha, lw=0)
+        ax.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
     words = [textwrap.shorten(names[n], 42, placeholder=" …") for n in shown]
     words = [f"{w} (true)" if n == label else w for n, w in zip(shown, words, strict=True)]
-    ax.set_yticks(range(len(shown)), [textwrap.fill(w, 28) for w in words], fontsize=FONT)
+    ax.set_yticks(y, [textwrap.fill(w, 28) for w in words])
     if label is not None:
         ax.get_yticklabels()[shown.index(label)].set_color(RED)
     ax.set(xlim=(0, 1.12), xticks=[0, 0.5, 1], ylim=(len(shown) - 0.5, -0.5))
+    ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right"]].set_visible(False)
     keys = [Patch(fc="0.3", alpha=0.4, label="before: SNet"), Patch(fc="0.3", label="after: DNet")]
     ax.legend(
         handles=keys, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), frameon=False
     )
-    return _named_rows(ax, "probability")
+    return label_axes(ax, "probability")
 
 
 def theta_text(theta: Theta) -> str:
@@ -185,7 +178,6 @@ def figure4(
     label: int | None,
     *,
     i: int = 0,
-    seconds: float | None = None,
     truth: tuple[float, float] | None = None,
     square: tuple[float, float, float] | None = None,
 ) -> Figure:
@@ -196,88 +188,52 @@ def figure4(
         out: the model's output for a batch that holds the clip.
         label: the true class; None: it is not known.
         i: the clip's place in the batch.
-        seconds: of one raw frame, frame_stride / fps; None: times are counted in frames.
         truth: where the detail is known to be: first frame and end, in raw frames.
         square: the same in space, drawn on the raw frames between these: y, x, side of true_square.
     """
     if out.theta is None or out.logits is None:
         raise ValueError("Fig. 4 needs SNet and DNet: no picture for rows a1 and a2 of Table 2")
     clip = {k: v[i].detach().cpu().float() for k, v in vars(out).items() if torch.is_tensor(v)}
-    theta = out.theta.map(lambda v: v[i].detach().cpu().float())
-    unit = 1.0 if frames.is_floating_point() else 255.0
-    synopsis, detail = clip["synopsis_frames"] / unit, clip["detail_volume"] / unit
+    theta, scale = out.theta.map(lambda v: v[i].detach().cpu().float()), scale_of(frames)
+    synopsis, detail = clip["synopsis_frames"] * scale, clip["detail_volume"] * scale
     (T, H, W), (T_S, H_S, W_S), (T_D, H_D, W_D) = (v.shape[1:] for v in (frames, synopsis, detail))
     n = min(8, T_S, T_D)  # columns
-    at_S, at_D = (torch.linspace(0, last - 1, n).round().int().tolist() for last in (T_S, T_D))
-    times = detail_times(theta, T, T_D)[at_D].clamp(0, T - 1)  # beyond the clip: its border
-    stamps = [  # below the frames of either strip
-        [f"{float(t) * seconds:.2f} s" if seconds else f"frame {int(t)}" for t in row]
-        for row in (_uniform_times(T, T_S)[at_S], times)
-    ]
-    page, words = _Page(n, [H_S / W_S, H / W, H_D / W_D]), theta_text(theta)
-    title = f"What SNet sees: uniform frames, {W_S} x {H_S}"
-    frame_strip(page.axes(0), synopsis, at_S, title, stamps[0])
-    _box_row(page, frames, theta, at_D, (T_D, H_D, W_D), truth and square and (*truth, *square))
-    frame_strip(page.axes(2), detail, at_D, f"What DNet sees: details, {W_D} x {H_D}", stamps[1])
-    ax = time_ticks(page.axes(3, 0.085, 0.5, 0.75), theta, T, T_S, T_D, seconds, truth)
-    ax.text(0, -0.75, words, transform=ax.transAxes, va="top", size=FONT, linespacing=1.5)
-    _verdicts(page, clip, class_names, label)
-    return page.figure
+    at_S, at_D = (torch.linspace(0, m - 1, n).round().int().tolist() for m in (T_S, T_D))
+    times = detail_times(theta, T, T_D)[at_D]  # (n,)
+    nearest = times.clamp(0, T - 1)  # beyond the clip: its border
+    stamps = [[f"frame {int(t)}" for t in row] for row in (_uniform_times(T, T_S)[at_S], nearest)]
+    figure, (top, middle, bottom), left, right = _page(n, (H_S / W_S, H / W, H_D / W_D))
+    frame_strip(top, synopsis, at_S, f"What SNet sees: uniform frames, {W_S} x {H_S}", stamps[0])
+    title = f"Where DNet looks: boxes on the raw frames, {W} x {H}"
+    frame_strip(middle, frames[:, nearest.int()], None, title, [""] * n)
+    for x, z in enumerate(at_D):
+        _draw_box(middle, detail_box(theta, z, (H, W), (T_D, H_D, W_D)), BLUE, x)
+        if truth and square and truth[0] <= times[x] <= truth[1]:
+            true_square(middle, *square, x)
+    frame_strip(bottom, detail, at_D, f"What DNet sees: details, {W_D} x {H_D}", stamps[1])
+    time_ticks(left, theta, T, T_S, T_D, truth)
+    words, where = theta_text(theta), left.transAxes
+    left.text(0, -0.75, words, transform=where, va="top", size=FONT, linespacing=1.5)
+    p, p_hat = clip["logits"].softmax(0), clip["scores"]
+    topk_bars(right, class_names, p, p_hat, label, int(clip["topk_mask"].sum()))
+    verdicts = {"true": label, "SNet": int(p.argmax()), "S2DNet": int(p_hat.argmax())}
+    title = "; ".join(f"{k}: {class_names[v]}" for k, v in verdicts.items() if v is not None)
+    y = 1 - 0.15 / figure.get_figheight()
+    figure.text(0.02, y, textwrap.fill(title, 120), fontsize=FONT + 2, va="top")
+    return figure
 
 
-class _Page:
-    """Rows of Fig. 4: two strips of n frames, boxes on frames between them, and the rest."""
-
-    WIDTH, LAST = 10.0, 1.9  # inches: of the page; height of the last row
-    SPACES = (0.85, 0.5, 0.28, 0.75, 0.5)  # above each row, and below the last; inches
-
-    def __init__(self, n: int, aspects: Sequence[float]) -> None:
-        self.column = 0.96 * self.WIDTH / (n + (n - 1) * GAP)  # a frame of a strip, inches
-        self.heights = [*(self.column * aspect for aspect in aspects), self.LAST]
-        self.total = sum(self.heights) + sum(self.SPACES)
-        self.figure = plt.figure(figsize=(self.WIDTH, self.total))
-
-    def axes(
-        self, row: int, left: float = 0.02, right: float = 0.98, height: float | None = None
-    ) -> Axes:
-        """Axes at the top of a row; edges as shares of the page, height in inches."""
-        top = sum(self.SPACES[: row + 1]) + sum(self.heights[:row])
-        height = self.heights[row] if height is None else height
-        bottom = 1 - (top + height) / self.total
-        return self.figure.add_axes((left, bottom, right - left, height / self.total))
-
-
-def _box_row(
-    page: _Page,
-    frames: Tensor,
-    theta: Theta,
-    shown: Sequence[int],
-    size: tuple[int, int, int],
-    known: tuple[float, ...] | None,
-) -> None:
-    """Row 1 of Fig. 4: boxes of the detail frames shown; known: truth and square of figure4."""
-    T, H, W = frames.shape[1:]
-    times = detail_times(theta, T, size[0])  # (T_D,)
-    for x, z in enumerate(shown):
-        left = 0.02 + x * page.column * (1 + GAP) / page.WIDTH
-        ax = page.axes(1, left, left + page.column / page.WIDTH)
-        boxes(ax, frames[:, int(times[z].clamp(0, T - 1))], theta, z, size)
-        if known and known[0] <= times[z] <= known[1]:
-            true_square(ax, *known[2:])
-        if x == 0:
-            _hide_axes(ax, f"Where DNet looks: boxes on the raw frames, {W} x {H}")
-
-
-def _verdicts(
-    page: _Page, clip: dict[str, Tensor], class_names: Sequence[str], label: int | None
-) -> None:
-    """Fig. 4's bars, and its title: what SNet and S2DNet say."""
-    p, p_hat, k = clip["logits"].softmax(0), clip["scores"], int(clip["topk_mask"].sum())
-    topk_bars(page.axes(3, 0.71, 0.97), class_names, p, p_hat, label, k)
-    title = f"SNet: {class_names[int(p.argmax())]}; S2DNet: {class_names[int(p_hat.argmax())]}"
-    title = title if label is None else f"true: {class_names[label]}; {title}"
-    y = 1 - 0.15 / page.total
-    page.figure.text(0.02, y, textwrap.fill(title, 120), fontsize=FONT + 2, va="top")
+def _page(n: int, aspects: tuple[float, float, float]) -> tuple[Figure, Sequence[Axes], Axes, Axes]:
+    """Fig. 4's Axes: strips of n frames, of these heights / widths, and two below; in inches."""
+    strips = 9.6 / (n + (n - 1) * GAP) * sum(aspects)  # their height without what lies between
+    above, between, below = 0.85, 0.45, 3.15
+    total = above + strips + 2 * between + below
+    figure = plt.figure(figsize=(10, total))
+    grid = {"left": 0.02, "right": 0.98, "top": 1 - above / total, "bottom": below / total}
+    grid["hspace"] = between / (strips / 3)
+    axes = figure.subplots(3, height_ratios=aspects, gridspec_kw=grid)
+    left = figure.add_axes((0.085, 1.65 / total, 0.415, 0.75 / total))
+    return figure, axes, left, figure.add_axes((0.71, 0.5 / total, 0.26, 1.9 / total))
 
 
 def detail_times(theta: Theta, T: int, T_D: int) -> Tensor:
@@ -290,42 +246,22 @@ def _uniform_times(T: int, T_S: int) -> np.ndarray:
     return uniform_times(torch.tensor([T]), T_S)[0].numpy() + 0.5
 
 
-def _image(frame: Tensor) -> np.ndarray:
-    """(C, H, W), C 1 or 3 -> (H, W, 3), as imshow wants it."""
-    image = frame.detach().cpu().expand(3, -1, -1).permute(1, 2, 0)  # (H, W, 3)
-    return (image.clamp(0, 1) if image.is_floating_point() else image).numpy()
-
-
-def _draw_box(ax: Axes, box: tuple[float, float, float, float], colour: Colour) -> Axes:
-    """Draw y, x of the middle, height, width; with a white rim, seen on any picture."""
-    y, x, height, width = box
+def _draw_box(
+    ax: Axes, box: tuple[float, float, float, float], colour: tuple[float, ...], n: int = 0
+) -> Axes:
+    """Draw a box of detail_box on frame n of a strip; with a white rim, seen on any picture."""
+    left, right, bottom, top = ax.images[n].get_extent()
+    frame = Rectangle((left, top), right - left, bottom - top, transform=ax.transData)
     for edge, line in (("white", 3.5), (colour, 2)):
-        corner = (x - width / 2, y - height / 2)
-        ax.add_patch(Rectangle(corner, width, height, fill=False, ec=edge, lw=line))
+        corner, size = (left + box[0], box[1]), (box[2] - box[0], box[3] - box[1])
+        patch = Rectangle(corner, *size, fill=False, ec=edge, lw=line)
+        ax.add_patch(patch).set_clip_path(frame)  # a box that leaves its frame ends there
     return ax
 
 
-def label_axes(ax: Axes, x: str, y: str) -> None:
-    """Words along both axes, and all their text in FONT."""
+def label_axes(ax: Axes, x: str, y: str = "") -> Axes:
+    """Words along the axes, and all their text in FONT."""
     ax.set_xlabel(x, fontsize=FONT)
     ax.set_ylabel(y, fontsize=FONT)
     ax.tick_params(labelsize=FONT)
-
-
-def _named_rows(ax: Axes, x: str) -> Axes:
-    """Words along x; the rows have names, and no ticks."""
-    ax.set_xlabel(x, fontsize=FONT)
-    ax.tick_params(axis="x", labelsize=FONT)
-    ax.tick_params(axis="y", length=0)
-    ax.grid(False)
-    return ax
-
-
-def _hide_axes(ax: Axes, title: str) -> Axes:
-    """Pictures: no frame, no grid, no vertical ticks; the title at the left."""
-    ax.set_yticks([])
-    ax.tick_params(length=0)
-    ax.grid(False)
-    ax.spines[:].set_visible(False)
-    ax.set_title(title, loc="left", fontsize=FONT + 1)
     return ax

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -24,33 +24,47 @@ from s2dlib.training.windows import distance_to_truth, nearest_detail_frame
 
 
 @torch.no_grad()
-def sampling_locations(
-    model: S2DNet,
-    dataset: VideoDataset,
-    batch_size: int = 32,
-    device: str = "cpu",
-    workers: int = 0,
+def sampling_locations_of_run(
+    run_dir: str | Path, csv: str = "", split: str = "test"
 ) -> pd.DataFrame:
-    """The full model's predictions for each test clip, and where it looks.
+    """What a run's model predicts for each clip of a split, and where it looks.
+
+    Args:
+        csv: of another data set than the run's.
 
     Returns:
         A row a clip: label, snet and s2dnet (predicted classes); confidence (SNet's largest
         probability); looks_t (mu_t T) and delta_t in raw frames; looks_y, looks_x, delta_y, delta_x
         in raw pixels, of the detail frame nearest to the true moment (of the middle one where it is
-        not known); and, where the truth is known, TRUTH, distance_to_truth, and nearest_t, from the
-        true moment to the detail frame nearest to it (raw frames).
+        not known); where the truth is known, TRUTH, distance_to_truth, and nearest_t, from the
+        true moment to the detail frame nearest to it (raw frames); right (percent: 100 or 0),
+        variant, seed, and n_frames of the clips.
+
+    Raises:
+        ValueError: the run's model is one network alone.
     """
+    model, config = load_run(run_dir)
     if model.snet is None or model.dnet is None:
         raise ValueError(
-            "expected SNet and DNet: rows a1 and a2 of Table 2 look nowhere by themselves"
+            f"{run_dir}: expected SNet and DNet: rows a1 and a2 of Table 2 look nowhere alone"
         )
-    model.to(device).eval()
-    batches = load_batches(dataset, batch_size, workers, device=device)
-    return pd.concat([_locations(model, batch) for batch in batches], ignore_index=True)
+    data = DataConfig(**config["data"])
+    data = replace(data, csv=csv or data.csv, cache=None if csv else data.cache, test_crops=1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    workers = config.get("train", {}).get("workers", 0)
+    model.to(device)
+    batches = load_batches(VideoDataset(data, split, train=False), 32, workers, device=device)
+    clips = pd.concat([_locations(model, batch) for batch in batches], ignore_index=True)
+    return clips.assign(
+        right=100.0 * (clips["label"] == clips["s2dnet"]),
+        variant=config["variant"],
+        seed=config["seed"],
+        n_frames=data.n_frames,
+    )
 
 
 def _locations(model: S2DNet, batch: Batch) -> pd.DataFrame:
-    """sampling_locations of one batch."""
+    """The columns of one batch, up to right."""
     out, (H, W) = model(batch["frames"], batch["n_frames"]), batch["frames"].shape[-2:]
     theta, size = out.theta.map(torch.Tensor.cpu), model.config.detail_size
     n, truth = batch["n_frames"].cpu(), batch["truth"].cpu() if "truth" in batch else None
@@ -64,6 +78,8 @@ def _locations(model: S2DNet, batch: Batch) -> pd.DataFrame:
             **distance_to_truth(theta, truth, Extent(n, H, W), size),
             "nearest_t": (p_t.gather(1, z)[:, 0] - moment).abs(),
         }
+    space = {"looks_y": theta.mu_y * H, "looks_x": theta.mu_x * W}  # (B, T_D) each
+    space |= {"delta_y": theta.delta_y, "delta_x": theta.delta_x}
     columns = {
         "label": batch["label"],
         "snet": out.logits.argmax(1),
@@ -72,34 +88,9 @@ def _locations(model: S2DNet, batch: Batch) -> pd.DataFrame:
         "looks_t": looks_t,
         "delta_t": theta.delta_t,
         **known,
-        "looks_y": (theta.mu_y * H).gather(1, z)[:, 0],
-        "looks_x": (theta.mu_x * W).gather(1, z)[:, 0],
-        "delta_y": theta.delta_y.gather(1, z)[:, 0],
-        "delta_x": theta.delta_x.gather(1, z)[:, 0],
+        **{name: values.gather(1, z)[:, 0] for name, values in space.items()},
     }
     return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
-
-
-def sampling_locations_of_run(
-    run_dir: str | Path, csv: str = "", split: str = "test"
-) -> pd.DataFrame:
-    """sampling_locations of a run's model on a split of its data set, or of another CSV.
-
-    Also right (percent: 100 or 0), variant, seed, and n_frames of the clips.
-    """
-    model, config = load_run(run_dir)
-    data = DataConfig(**config["data"])
-    data = replace(data, csv=csv or data.csv, cache=None if csv else data.cache, test_crops=1)
-    dataset = VideoDataset(data, split, train=False)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    workers = config.get("train", {}).get("workers", 0)
-    clips = sampling_locations(model, dataset, device=device, workers=workers)
-    return clips.assign(
-        right=100.0 * (clips["label"] == clips["s2dnet"]),
-        variant=config["variant"],
-        seed=config["seed"],
-        n_frames=data.n_frames,
-    )
 
 
 def top1_by_thirds(clips: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -162,51 +153,44 @@ def controls(
         Percent: top1_mean, top1_shuffled, top1_uniform, and, where the truth is known, top1_truth
         (centres on the detail, the model's own strides).
     """
-    device, n = torch.device(device), 0
+    device, n, hits = torch.device(device), 0, dict[str, Tensor]()
     model.to(device).eval()
-    exchanged = _exchanged_thetas(model, dataset, own)
-    hits = {name: torch.zeros((), dtype=torch.float64, device=device) for name in exchanged}
+    columns = zip(*(vars(theta).values() for _, theta in own), strict=True)
+    thetas = Theta(*map(torch.cat, columns))  # of all clips, in the order in which they came
+    indices = torch.cat([index for index, _ in own])
+    row_of = indices.new_zeros(len(dataset) * dataset.n_crops)  # of clip i; 0: unreadable
+    row_of[indices] = torch.arange(len(indices), device=indices.device)
     for batch in load_batches(dataset, config.batch_size, config.workers, device=device):
         frames, n_frames = batch["frames"], check_clips(batch["frames"], batch["n_frames"])
         n += len(frames)
+        exchanged = _exchanged_thetas(model, batch, thetas, row_of[batch["index"]], dataset.n_crops)
         amp = config.amp and device.type == "cuda"
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             glance = model.glance(frames, n_frames)
             for name, theta in exchanged.items():
-                out = model.look_closely(glance, frames, n_frames, theta(batch))
-                hits[name] += batch_sums(out, batch["label"], dataset.n_crops)["top1"]
+                out = model.look_closely(glance, frames, n_frames, theta)
+                hit = batch_sums(out, batch["label"], dataset.n_crops)["top1"]  # float64. ()
+                hits[name] = hits.get(name, 0) + hit
     return {f"top1_{name}": value.item() / n for name, value in hits.items()}
 
 
 def _exchanged_thetas(
-    model: S2DNet, dataset: VideoDataset, seen: Sequence[tuple[Tensor, Theta]]
-) -> dict[str, Callable[[Batch], Theta]]:
-    """By name, what gives the clips of a batch another theta than their own."""
-    columns = zip(*(vars(theta).values() for _, theta in seen), strict=True)
-    own = Theta(*map(torch.cat, columns))  # of all clips, in the order in which they came
-    mean = own.map(lambda v: v.mean(dim=0, keepdim=True).expand_as(v))
-    another = own.map(lambda v: v.roll(dataset.n_crops, dims=0))  # no video keeps its own
-    indices = torch.cat([index for index, _ in seen])
-    row_of = indices.new_zeros(len(dataset) * dataset.n_crops)  # of clip i in own; 0: unreadable
-    row_of[indices] = torch.arange(len(indices), device=indices.device)
+    model: S2DNet, batch: Batch, thetas: Theta, rows: Tensor, n_crops: int
+) -> dict[str, Theta]:
+    """By name, what the clips of a batch get in place of their own theta.
 
-    def of_batch(thetas: Theta, batch: Batch) -> Theta:
-        return thetas.map(lambda v: v[row_of[batch["index"]]])
-
-    def uniform(batch: Batch) -> Theta:
-        extent = Extent.of(batch["frames"], batch["n_frames"])
-        return frozen_theta(extent, model.config.detail_size, "full")
-
-    def true_centres(batch: Batch) -> Theta:
-        theta, (H, W) = of_batch(own, batch), batch["frames"].shape[-2:]
-        t, _, _, y, x = batch["truth"].unbind(1)  # (B,) each
-        mu_y, mu_x = (v[:, None].expand_as(theta.mu_y) for v in (y / H, x / W))
-        return replace(theta, mu_t=t / batch["n_frames"], mu_y=mu_y, mu_x=mu_x)
-
-    exchanged: dict[str, Callable[[Batch], Theta]] = {
-        "mean": partial(of_batch, mean),
-        "shuffled": partial(of_batch, another),
-        "uniform": uniform,
-        "truth": true_centres,
+    Args:
+        thetas: the model's own, of all clips.
+        rows: of the batch's clips in thetas. (B,)
+    """
+    own, extent = thetas.map(lambda v: v[rows]), Extent.of(batch["frames"], batch["n_frames"])
+    exchanged = {
+        "mean": thetas.map(lambda v: v.mean(dim=0, keepdim=True).expand_as(v)[rows]),
+        "shuffled": thetas.map(lambda v: v.roll(n_crops, dims=0)[rows]),  # no video keeps its own
+        "uniform": frozen_theta(extent, model.config.detail_size, "full"),
     }
-    return {k: v for k, v in exchanged.items() if k != "truth" or dataset.has_truth}
+    if "truth" in batch:
+        t, _, _, y, x = batch["truth"].unbind(1)  # (B,) each
+        mu_y, mu_x = (v[:, None].expand_as(own.mu_y) for v in (y / extent.height, x / extent.width))
+        exchanged["truth"] = replace(own, mu_t=t / batch["n_frames"], mu_y=mu_y, mu_x=mu_x)
+    return exchanged

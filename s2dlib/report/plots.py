@@ -105,18 +105,15 @@ def _label_points(ax: Axes, points: Sequence[tuple[str, float, float]]) -> None:
     dots, taken = ax.transData.transform([(x, y) for _, x, y in points]), list[Bbox]()
     for n, (words, x, y) in enumerate(points):
         others = np.delete(dots, n, axis=0)
-        for side, right, up in places:
-            offset = (right, up)  # points
-            text = ax.annotate(words, (x, y), offset, textcoords="offset points", fontsize=8)
-            text.set(ha=side, in_layout=False)  # so that it moves nothing
+        text = ax.annotate(words, (x, y), (0, 0), textcoords="offset points", fontsize=8)
+        text.set_in_layout(False)  # so that it moves nothing
+        for side, right, up in places:  # points; crowded all around: better covered than lost
+            text.set(ha=side, position=(right, up))
             box = text.get_window_extent()
             free = not any(map(box.overlaps, taken)) and not box.count_contains(others)
             if free and ax.bbox.x0 < box.x0 and box.x1 < ax.bbox.x1:
                 break
-            text.remove()
-        else:  # crowded all around: better covered than lost
-            text = ax.annotate(words, (x, y), (4, -9), textcoords="offset points", fontsize=8)
-        taken.append(text.get_window_extent().padded(2))
+        taken.append(box.padded(2))
 
 
 def exit_curve(ax: Axes, curve: pd.DataFrame, exit_at: float) -> Axes:

@@ -1,4 +1,8 @@
-"""Records as tables: our rows beside the paper's, and as CSV and Markdown."""
+"""Records as tables: our rows beside the paper's, and as CSV and Markdown.
+
+Arguments named records come from read_records, paper from paper_table; what was not measured stays
+missing.
+"""
 
 from __future__ import annotations
 
@@ -75,10 +79,7 @@ def paper_table(path: str | Path) -> pd.DataFrame:
 def table2(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.DataFrame:
     """All 11 rows of Table 2, ours (mean and sample sd over seeds) beside the paper's.
 
-    Rows that are one model share its runs (SAME_RUN). What was not measured stays missing.
-
-    Args:
-        records, paper: from read_records, from paper_table.
+    Rows that are one model share its runs (SAME_RUN).
     """
     table = pd.DataFrame({"row": list(MARKS), "on": list(MARKS.values())})
     runs = _complete_runs(records, preset).groupby("variant")
@@ -95,7 +96,7 @@ def table2(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.DataFr
 
 
 def comparisons(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.DataFrame:
-    """What the paper concludes from Table 2, and whether our rows agree; arguments as in table2.
+    """What the paper concludes from Table 2, and whether our rows agree.
 
     Returns:
         rows, what is compared, ours, interval and n_seeds (difference, of top-1), the paper's
@@ -106,11 +107,10 @@ def comparisons(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.D
     theirs, lines = paper.drop_duplicates("row").set_index("row")["top1"], []
     for (better, other), what in COMPARISONS.items():
         ours = difference(*(top1.get(SAME_RUN.get(r, r), NO_RUNS) for r in (better, other)))
-        gain, holds = theirs[better] - theirs[other], None
-        if ours["n_seeds"]:
-            holds = "yes" if ours["ours"] * gain > 0 else "no"
-        line = {"rows": f"{better} - {other}", "what": what, **ours, "paper": gain, "holds": holds}
-        lines.append(line)
+        gain = theirs[better] - theirs[other]
+        holds = ("yes" if ours["ours"] * gain > 0 else "no") if ours["n_seeds"] else None
+        names = {"rows": f"{better} - {other}", "what": what}
+        lines.append({**names, **ours, "paper": gain, "holds": holds})
     return pd.DataFrame(lines)
 
 
@@ -124,9 +124,8 @@ def difference(ours: pd.Series, other: pd.Series) -> dict[str, float]:
         n_seeds.
     """
     pairs = (ours - other).dropna()
-    n = len(pairs)
-    half = stats.t.ppf(0.975, n - 1) * pairs.std() / n**0.5 if n > 1 else float("nan")
-    return {"ours": pairs.mean(), "interval": half, "n_seeds": n}
+    half = stats.t.ppf(0.975, len(pairs) - 1) * pairs.sem()
+    return {"ours": pairs.mean(), "interval": half, "n_seeds": len(pairs)}
 
 
 def full_model_comparison(
@@ -135,14 +134,13 @@ def full_model_comparison(
     """Runs with one thing changed, and exchanged thetas, beside the full model (a0) of each seed.
 
     Args:
-        records: from read_records.
         kinds: words for a line -> its trial (presets.Trial), or a control, a metric top1_... of the
             full model's own runs.
         metrics: other numbers of the records to show, means over seeds.
 
     Returns:
         A line a kind: top1 (mean), sd, n_seeds, a0_minus (difference of the full model's top-1 from
-        this one's), its interval, and metrics. What was not measured stays missing.
+        this one's), its interval, and metrics.
     """
     done = records[(records["preset"] == preset) & records["complete"].astype(bool)]
     done = done[done["test_split"] == "test"]
@@ -153,10 +151,9 @@ def full_model_comparison(
         runs = full if control else done[trial == kind].set_index("seed")
         top1 = runs.get(kind if control else "top1", NO_RUNS)
         less = difference(full["top1"], top1)
-        means = {name: runs[name].mean() for name in metrics if name in runs}
-        spread = {"top1": top1.mean(), "sd": top1.std(), "n_seeds": top1.count()}
-        beside = {"a0_minus": less["ours"], "interval": less["interval"]}
-        lines.append({"what": words, **spread, **beside, **means})
+        line = {"what": words, "top1": top1.mean(), "sd": top1.std(), "n_seeds": top1.count()}
+        line |= {"a0_minus": less["ours"], "interval": less["interval"]}
+        lines.append(line | {name: runs[name].mean() for name in metrics if name in runs})
     return pd.DataFrame(lines)
 
 
@@ -177,9 +174,7 @@ def _complete_runs(records: pd.DataFrame, preset: str) -> pd.DataFrame:
 def paper_comparison(records: pd.DataFrame, paper: pd.DataFrame, table: str) -> pd.DataFrame:
     """One of the Tables 1, 3, 4: the paper's lines, and ours (mean over seeds) where measured.
 
-    Args:
-        records, paper: from read_records, from paper_table.
-        table: as named there, "1-k400" and so on.
+    table: as named in the paper's, "1-k400" and so on.
     """
     lines = paper[paper["table"] == table].dropna(axis=1, how="all").drop(columns="table")
     done = records[records["complete"].astype(bool) & (records["variant"] == "a0")]
