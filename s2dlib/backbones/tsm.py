@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
+from torchvision.ops import Conv2dNormActivation
 
 from s2dlib.backbones.base import Backbone
 from s2dlib.backbones.weights import load_torchvision
@@ -142,14 +143,9 @@ class Luminance(nn.Module):
 def tiny(widths: tuple[int, ...], strides: tuple[int, ...]) -> Backbone:
     """A shift network for gray videos of some 20 pixels, small enough to train on a CPU."""
 
-    def conv(c_in: int, c_out: int, kernel: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False),
-            nn.BatchNorm2d(c_out),
-            nn.ReLU(inplace=True),
-        )
-
-    stages = {"stem": FramewiseStage(Luminance(), conv(1, widths[0], 5, strides[0]))}
+    stem = Conv2dNormActivation(1, widths[0], 5, strides[0])
+    stages = {"stem": FramewiseStage(Luminance(), stem)}
     for i, name in enumerate(("res3", "res4", "res5")[: len(widths) - 1], start=1):
-        stages[name] = FramewiseStage(Shifted(conv(widths[i - 1], widths[i], 3, strides[i])))
+        conv = Conv2dNormActivation(widths[i - 1], widths[i], 3, strides[i])
+        stages[name] = FramewiseStage(Shifted(conv))
     return Backbone(stages, dict(zip(stages, widths, strict=True)))
