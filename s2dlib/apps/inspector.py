@@ -258,7 +258,7 @@ class Inspector:
             figures.true_square(left, *square)
         volume = cast(Tensor, self.out.detail_volume)[0] * scale_of(self.frames)
         figures.frame_strip(right, volume, [z], f"detail frame {z}", labels=[""])
-        left.set_title(f"raw frame {at}", loc="left", fontsize=right.title.get_fontsize())
+        left.set_title(f"raw frame {at}", loc="left", fontsize=figures.FONT + 1)
         return figure
 
     def _shown_truth(self) -> tuple[tuple[float, float] | None, tuple[float, float, float] | None]:
