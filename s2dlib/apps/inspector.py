@@ -43,11 +43,7 @@ SLIDERS = {  # of theta -> what it is; in space, means over the detail frames
     "delta_x": "columns δ, pixels",
 }
 UNTRAINED = f"no {CONFIG_FILE} and {WEIGHTS}: make reproduce trains the runs of Table 2"
-ALONE = "one network only: rows a1 and a2 have no theta of their own; train another row"
-NO_CLIPS = (
-    "no clips here: at the repository's root, "
-    "s2d synthetic --share 0.01 --out data/demo writes synthetic ones"
-)
+NO_CLIPS = "no clips here: at the root, s2d synthetic --share 0.01 --out data/demo writes some"
 
 
 def find_runs(runs: Sequence[str | Path], csv: str = "") -> dict[str, Path]:
@@ -79,14 +75,15 @@ def find_csv(folder: Path, csv: str = "") -> str:
         raise ValueError(UNTRAINED)
     record = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     if None in (record["model"]["snet"], record["model"]["dnet"]):
-        raise ValueError(ALONE)
+        raise ValueError("one network only: rows a1 and a2 have no theta; train another row")
     own = Path(record["data"]["csv"])
     paths = [own, Path("../data") / own.stem / own.name]
     if record.get("classes") == class_names():
         paths.append(Path(DEMO))
-    if found := csv or next((str(path) for path in paths if path.is_file()), ""):
-        return found
-    raise ValueError(NO_CLIPS)
+    found = [csv] if csv else [str(path) for path in paths if path.is_file()]
+    if not found:
+        raise ValueError(NO_CLIPS)
+    return found[0]
 
 
 def open_run(folder: Path, csv: str, split: str) -> tuple[S2DNet, VideoDataset]:

@@ -147,7 +147,6 @@ class Differenced(Shifted):
         branch = nn.Sequential(block.conv2, block.bn2, block.relu, block.conv3, block.bn3)
         super().__init__(branch, block.downsample or nn.Identity(), block.relu)
         self.shortcut: nn.Module
-        self.activation: nn.Module
         self.enter = nn.Sequential(block.conv1, block.bn1, block.relu)
         self.long_term = LongTerm(block.conv1.out_channels)
         self.temporal = TemporalConv(block.conv1.out_channels)
@@ -166,14 +165,14 @@ def tdn_resnet50(weights: str | None = None) -> Backbone:
             the latter, the layers for the differences start from those for frames, as theirs do.
     """
     published = read_weights(weights) if weights and Path(weights).is_file() else {}
-    ours = any("conv1_5" in key for key in published)
-    net = load_torchvision("resnet50", None if ours else weights)
+    of_tdn = any("conv1_5" in key for key in published)
+    net = load_torchvision("resnet50", None if of_tdn else weights)
     stages: dict[str, nn.Module] = {"res2": ShortTerm(net)}
     layers = {"res3": net.layer2, "res4": net.layer3, "res5": net.layer4}
     for name, layer in layers.items():
         stages[name] = FramewiseStage(*(Differenced(block) for block in layer))
     backbone = Backbone(stages, {"res2": 256, "res3": 512, "res4": 1024, "res5": 2048})
-    if ours:
+    if of_tdn:
         load_weights(backbone, without_biases(published), str(weights), published=PUBLISHED)
     return backbone.to(memory_format=torch.channels_last)
 

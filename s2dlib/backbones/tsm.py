@@ -72,14 +72,13 @@ class Shifted(nn.Module):
         activation: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.branch, self.shortcut, self.activation = branch, shortcut, activation
+        self.branch, self.shortcut = branch, shortcut
+        self.activation = activation or nn.Identity()
 
     def forward(self, x: Tensor, n_frames: int) -> Tensor:
         """x: (B T, C, H, W). Returns (B T, C', H', W')."""
         y = self.branch(temporal_shift(x, n_frames))
-        if self.shortcut is not None:
-            y = y + self.shortcut(x)
-        return y if self.activation is None else self.activation(y)
+        return self.activation(y if self.shortcut is None else y + self.shortcut(x))
 
 
 class FramewiseStage(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,39 +34,21 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return {k.removeprefix("module."): v for k, v in state.items()}
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How the weights of a state_dict differ from a module's own; false where not at all."""
-
-    missing: set[str]
-    unexpected: set[str]
-    reshaped: set[str]  # key, shape there, shape here
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.reshaped)
-
-    def __str__(self) -> str:
-        parts = {"missing": self.missing, "unexpected": self.unexpected}
-        parts["shapes (there, here)"] = self.reshaped
-        n = sum(map(len, parts.values()))
-        return f"{n} keys differ; " + "; ".join(
-            f"{words}: {', '.join(sorted(keys)[:6])}{', ...' * (len(keys) > 6)}"
-            for words, keys in parts.items()
-            if keys
-        )
-
-
-def compare_state_dicts(state: dict[str, Tensor], own: dict[str, Tensor]) -> Difference:
-    """What a state lacks, has besides, or has in another shape than a module's own."""
-    return Difference(
-        missing=own.keys() - state.keys(),
-        unexpected=state.keys() - own.keys(),
-        reshaped={
-            f"{key} {tuple(value.shape)} {tuple(own[key].shape)}"
-            for key, value in state.items()
-            if key in own and value.shape != own[key].shape
-        },
+def compare_state_dicts(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """What a state lacks, has besides, or has in another shape than a module's own; "": nothing."""
+    parts = {"missing": own.keys() - state.keys(), "unexpected": state.keys() - own.keys()}
+    parts["shapes (there, here)"] = {
+        f"{key} {tuple(state[key].shape)} {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if state[key].shape != own[key].shape
+    }
+    n = sum(map(len, parts.values()))
+    lists = (
+        f"{words}: {', '.join(sorted(keys)[:6])}{', ...' * (len(keys) > 6)}"
+        for words, keys in parts.items()
+        if keys
     )
+    return f"{n} keys differ; {'; '.join(lists)}" if n else ""
 
 
 def renamed(keys: Iterable[str], parts: Mapping[str, str]) -> dict[str, str]:
