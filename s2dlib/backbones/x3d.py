@@ -114,7 +114,9 @@ def x3d(width: float, depth: float, weights: str | None = None) -> Backbone:
     backbone = Backbone(stages, channels, neck, POOLED)
     if weights is not None:
         theirs = {k: v for k, v in read_weights(weights).items() if "proj" not in k}
-        ends = {n: "blocks.5.pool.pre_conv.", n + 1: "blocks.5.pool.pre_norm."}
-        published = {f"stages.res5.{i}.": name for i, name in ends.items()} | PUBLISHED
-        load_weights(backbone, theirs, weights, published=published)
+        published = {
+            f"stages.res5.{n}.": "blocks.5.pool.pre_conv.",
+            f"stages.res5.{n + 1}.": "blocks.5.pool.pre_norm.",
+        }
+        load_weights(backbone, theirs, weights, published=published | PUBLISHED)
     return backbone
