@@ -38,7 +38,7 @@ ARGUMENTS = (  # no sandbox, since CI is root in a container; no calls home
 
 @pytest.fixture
 def inspector(runs):
-    return Inspector([runs], clip=3)
+    return Inspector(runs, clip=3)
 
 
 def theta_of(inspector):
@@ -183,7 +183,7 @@ def test_find_runs_leaves_out_incomplete_runs(runs, csv, tmp_path):
         record[part] |= changes
         path.write_text(json.dumps(record))
     assert list(find_runs([tmp_path / "nowhere", tmp_path / "runs"])) == ["runs/whole"]
-    assert list(find_runs([str(tmp_path / "runs")], csv)) == ["runs/lost", "runs/whole"]
+    assert list(find_runs(str(tmp_path / "runs"), csv)) == ["runs/lost", "runs/whole"]
     shutil.rmtree(tmp_path / "runs" / "whole")
     with pytest.raises(FileNotFoundError) as error:
         find_runs([tmp_path / "runs"])

@@ -46,11 +46,12 @@ UNTRAINED = f"no {CONFIG_FILE} and {WEIGHTS}: make reproduce trains the runs of 
 NO_CLIPS = "no clips here: at the root, s2d synthetic --share 0.01 --out data/demo writes some"
 
 
-def find_runs(runs: Sequence[str | Path], csv: str = "") -> dict[str, Path]:
+def find_runs(runs: str | Path | Sequence[str | Path], csv: str = "") -> dict[str, Path]:
     """The runs that can be inspected, by name: trained, both networks, and clips to show."""
     found: dict[str, Path] = {}
     reasons: Counter[str] = Counter()
-    for folder in (f for parent in runs for f in sorted(Path(parent).glob("*/"))):
+    parents = [runs] if isinstance(runs, str | Path) else runs
+    for folder in (f for parent in parents for f in sorted(Path(parent).glob("*/"))):
         try:
             find_csv(folder, csv)
             found[f"{folder.parent.name}/{folder.name}"] = folder
@@ -58,7 +59,7 @@ def find_runs(runs: Sequence[str | Path], csv: str = "") -> dict[str, Path]:
             reasons[str(error)] += 1
     if not found:
         words = "; ".join(f"{n} with {reason}" for reason, n in reasons.items())
-        where = ", ".join(map(str, runs))
+        where = ", ".join(map(str, parents))
         raise FileNotFoundError(f"no run to inspect in {where}: {words or UNTRAINED}")
     return found
 
@@ -103,7 +104,7 @@ class Inspector:
     """What SNet saw, where theta looks, what DNet saw, and the verdict, with theta in your hand.
 
     Args:
-        runs: folders of runs, all of which can be chosen; one that is not there holds none.
+        runs: folder or folders of runs, all of which can be chosen; where there is none, no run.
         csv: of the clips; empty: as find_csv finds it.
         clip: a row of the split.
 
@@ -118,7 +119,11 @@ class Inspector:
     """
 
     def __init__(
-        self, runs: Sequence[str | Path], csv: str = "", split: str = "test", clip: int = 0
+        self,
+        runs: str | Path | Sequence[str | Path],
+        csv: str = "",
+        split: str = "test",
+        clip: int = 0,
     ) -> None:
         self.csv, self.split = csv, split
         self._quiet = False  # while code, not a person, sets the widgets
