@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 from torch import nn
@@ -118,6 +120,26 @@ def test_stages_have_the_channels_and_the_strides_they_say(pair):
 def test_backbones_have_the_stages_that_are_fused(name):
     with torch.device("meta"):  # no memory, no random numbers
         assert {"res3", "res4"} <= set(build_backbone(name).stages)
+
+
+KEYS = {  # SHA-256 of the keys of each backbone's weights, in order
+    "mobilenet_v2": "038a9fb693b9",
+    "resnet50": "2c631338075d",
+    "x3d-s": "0fcf6165b458",
+    "x3d-m": "0fcf6165b458",
+    "x3d-xl": "f434f2fc7f8c",
+    "tdn-r50": "0943557dda95",
+    "swin3d-t": "cf5f9c1e2f1f",
+    "tiny-s": "1c4e91283d6f",
+    "tiny-d": "b302e764692e",
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_keys_of_weights_stay_those_of_older_runs(name):
+    with torch.device("meta"):
+        keys = "\n".join(build_backbone(name).state_dict())
+    assert hashlib.sha256(keys.encode()).hexdigest()[:12] == KEYS[name]
 
 
 @pytest.mark.parametrize("name", ["tiny-s", "tiny-d"])

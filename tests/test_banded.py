@@ -78,7 +78,7 @@ def test_banded_passes_gradcheck():
 
 def test_the_band_stays_inside_the_clip_and_holds_all_of_the_weight():
     p = torch.tensor([-50.0, 0.2, 4.9, 15.0, 29.9, 70.0])
-    taps = band(p, 30)
+    taps = band(p, torch.tensor(30))
     assert taps.first.tolist() == [0, 0, 0, 9, 19, 19]
     full = gaussian_filters(p, 30)
     for row, first, weights in zip(full, taps.first.tolist(), taps.weights, strict=True):
@@ -195,7 +195,7 @@ def test_theta_gradients_through_banded_equal_dense():
 
 def test_centres_of_the_band_are_those_of_the_grid():
     p = grid_centres(torch.tensor([0.5]), torch.tensor([2.0]), 4, 30)
-    assert (p - 0.5 - band(p, 30).first - REACH).abs().max() <= 0.5
+    assert (p - 0.5 - band(p, torch.tensor(30)).first - REACH).abs().max() <= 0.5
 
 
 class Launched:

@@ -120,7 +120,7 @@ def test_truth_button_is_off_without_truth(runs, csv, tmp_path):
     folder = Path(csv).parent
     rows = [f"{folder}/{line}" if n else line for n, line in enumerate(plain)]
     (tmp_path / "plain.csv").write_text("\n".join(rows))
-    inspector = Inspector(runs, str(tmp_path / "plain.csv"), split="val")
+    inspector = Inspector([runs], str(tmp_path / "plain.csv"), split="val")
     assert inspector.truth.disabled and inspector.state["true"] in class_names()
 
 
@@ -170,7 +170,7 @@ def test_move_and_clip_errors(inspector, runs):
     with pytest.raises(ValueError, match=r"mu_t must lie in \[0.00, 1.00\], got 1.5"):
         inspector.move(mu_t=1.5)
     with pytest.raises(ValueError, match=r"clip must lie in \[0, 19\], got 20"):
-        Inspector(runs, clip=20)
+        Inspector([runs], clip=20)
 
 
 def test_find_runs_leaves_out_incomplete_runs(runs, csv, tmp_path):
@@ -186,7 +186,7 @@ def test_find_runs_leaves_out_incomplete_runs(runs, csv, tmp_path):
     assert list(find_runs(str(tmp_path / "runs"), csv)) == ["runs/lost", "runs/whole"]
     shutil.rmtree(tmp_path / "runs" / "whole")
     with pytest.raises(FileNotFoundError) as error:
-        find_runs(tmp_path / "runs")
+        find_runs([tmp_path / "runs"])
     for words in ("1 with no config.json and", "make reproduce", "1 with one network only"):
         assert words in str(error.value)
     assert "1 with no clips here" in str(error.value)
@@ -196,28 +196,34 @@ def test_find_runs_leaves_out_incomplete_runs(runs, csv, tmp_path):
 def test_no_runs_at_all_or_no_csv_is_an_error_with_the_command(runs, tmp_path):
     with pytest.raises(FileNotFoundError, match="no run to inspect in .*make reproduce"):
         Inspector([tmp_path / "nowhere"])
-    with pytest.raises(FileNotFoundError, match="mine.csv: no such file; s2d synthetic"):
-        Inspector(runs, str(tmp_path / "mine.csv"))
+    with pytest.raises(FileNotFoundError, match="mine.csv: no such file; a data set is a CSV"):
+        Inspector([runs], str(tmp_path / "mine.csv"))
 
 
 def test_clips_of_other_classes_are_an_error(runs, tmp_path, make_video):
     make_video(tmp_path / "a.mp4", n_frames=60)
     (tmp_path / "mine.csv").write_text("path,label,split\na.mp4,wave,test\n")
     with pytest.raises(ValueError, match="mine.csv: none of its classes is known to .*a0-0"):
-        Inspector(runs, str(tmp_path / "mine.csv"))
+        Inspector([runs], str(tmp_path / "mine.csv"))
 
 
 def test_csv_of_a_synthetic_model(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
-    record = {"data": {"csv": "synthetic.csv"}, "classes": class_names()}  # of a shared model
-    assert find_csv(record) is None
+    record = {"model": {"snet": "tiny-s", "dnet": "tiny-d"}, "data": {"csv": "synthetic.csv"}}
+    (tmp_path / "model.safetensors").touch()
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(record | {"classes": class_names()}))  # of a shared model
+    with pytest.raises(ValueError, match="no clips here"):
+        find_csv(tmp_path)
     for name in ("demo", "synthetic"):  # the better one comes later
         path = tmp_path / "data" / name / f"{name}.csv"
         path.parent.mkdir(parents=True)
         path.touch()
-        assert find_csv(record) == f"../data/{name}/{name}.csv"
-    assert find_csv({"data": {"csv": "mine.csv"}, "classes": ["wave"]}) is None
+        assert find_csv(tmp_path) == f"../data/{name}/{name}.csv"
+    config.write_text(json.dumps(record | {"data": {"csv": "mine.csv"}, "classes": ["wave"]}))
+    with pytest.raises(ValueError, match="no clips here"):
+        find_csv(tmp_path)
 
 
 @pytest.fixture

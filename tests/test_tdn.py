@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from s2dlib.backbones.build import build_backbone
-from s2dlib.backbones.tdn import LongTerm, ShortTerm, TemporalConv, published_keys
+from s2dlib.backbones.tdn import PUBLISHED, LongTerm, ShortTerm, TemporalConv
+from s2dlib.backbones.weights import renamed
 from s2dlib.model import build_model
 from s2dlib.presets import PRESETS
 from s2dlib.report.cost import count
@@ -128,8 +129,8 @@ def test_temporal_conv_starts_as_the_shift():
 
 def published_file(backbone, path):
     """The backbone's weights as its authors' files name them: biases, classifier, unused layers."""
-    names, state = published_keys(backbone), backbone.state_dict()
-    file = {names[key]: value.clone() for key, value in state.items()}
+    state = backbone.state_dict()
+    file = {name: state[key].clone() for key, name in renamed(state, PUBLISHED).items()}
     for key in [
         k for k in file if re.search(FOLDED, k) and "conv1_5" not in k and ".mse." not in k
     ]:

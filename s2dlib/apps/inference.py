@@ -8,6 +8,7 @@ a whole curve of accuracy against cost.
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pandas as pd
 import torch
@@ -26,15 +27,13 @@ def for_inference(model: S2DNet) -> S2DNet:
     """
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
-        children = list(module.named_children())
-        for (name, conv), (after, norm) in zip(children, children[1:], strict=False):
-            if not isinstance(conv, nn.Conv2d | nn.Conv3d) or not isinstance(norm, _BatchNorm):
-                continue
-            folded = fuse_conv_bn_eval(conv, norm)
-            if isinstance(conv, nn.Conv2d):
-                folded = folded.to(memory_format=torch.channels_last)
-            setattr(module, name, folded)
-            setattr(module, after, nn.Identity())
+        for (name, conv), (after, norm) in pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d | nn.Conv3d) and isinstance(norm, _BatchNorm):
+                folded = fuse_conv_bn_eval(conv, norm)
+                if isinstance(conv, nn.Conv2d):
+                    folded = folded.to(memory_format=torch.channels_last)
+                setattr(module, name, folded)
+                setattr(module, after, nn.Identity())
     return model
 
 

@@ -28,13 +28,11 @@ from s2dlib.config import CONFIG_FILE, WEIGHTS
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.decoding import ClipError
 from s2dlib.data.synthetic import class_names
-from s2dlib.model import Output, S2DNet, scale_of
+from s2dlib.model import S2DNet, scale_of
 from s2dlib.report import figures
-from s2dlib.report.records import load_run
-from s2dlib.sampler import Theta, grid_centres
+from s2dlib.sampler import Theta
 
 DEMO = "../data/demo/demo.csv"  # a few synthetic clips; seen from notebooks/, as all csv are
-WRITE_DEMO = "s2d synthetic --share 0.01 --out data/demo"
 DPI = 84  # so that, in a window 1,400 wide, Fig. 4 stands beside the sliders
 SLIDERS = {  # of theta -> what it is; in space, means over the detail frames
     "mu_t": "time μ, of the clip",
@@ -45,51 +43,54 @@ SLIDERS = {  # of theta -> what it is; in space, means over the detail frames
     "delta_x": "columns δ, pixels",
 }
 UNTRAINED = f"no {CONFIG_FILE} and {WEIGHTS}: make reproduce trains the runs of Table 2"
-ALONE = "one network only: rows a1 and a2 have no theta of their own; train another row"
-NO_CLIPS = f"no clips here: at the repository's root, {WRITE_DEMO} writes synthetic ones"
+NO_CLIPS = "no clips here: at the root, s2d synthetic --share 0.01 --out data/demo writes some"
 
 
 def find_runs(runs: str | Path | Sequence[str | Path], csv: str = "") -> dict[str, Path]:
     """The runs that can be inspected, by name: trained, both networks, and clips to show."""
-    if csv and not Path(csv).is_file():
-        raise FileNotFoundError(f"{csv}: no such file; {WRITE_DEMO} writes data/demo/demo.csv")
-    parents = [Path(p) for p in ([runs] if isinstance(runs, str | Path) else runs)]
-    folders = [f for p in parents if p.is_dir() for f in sorted(p.iterdir()) if f.is_dir()]
-    reasons = {folder: why_unusable(folder, csv) for folder in folders}
-    found = {f"{f.parent.name}/{f.name}": f for f, reason in reasons.items() if not reason}
+    found: dict[str, Path] = {}
+    reasons: Counter[str] = Counter()
+    parents = [runs] if isinstance(runs, str | Path) else runs
+    for folder in (f for parent in parents for f in sorted(Path(parent).glob("*/"))):
+        try:
+            find_csv(folder, csv)
+            found[f"{folder.parent.name}/{folder.name}"] = folder
+        except ValueError as error:
+            reasons[str(error)] += 1
     if not found:
-        counts = Counter(reasons.values()) or {UNTRAINED: "all"}
-        words = "; ".join(f"{n} with {reason}" for reason, n in counts.items())
-        raise FileNotFoundError(f"no run to inspect in {', '.join(map(str, parents))}: {words}")
+        words = "; ".join(f"{n} with {reason}" for reason, n in reasons.items())
+        where = ", ".join(map(str, parents))
+        raise FileNotFoundError(f"no run to inspect in {where}: {words or UNTRAINED}")
     return found
 
 
-def why_unusable(folder: Path, csv: str) -> str:
-    """Why the folder is no run to inspect, and what to do; empty for one that is."""
-    if not all((folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS)):
-        return UNTRAINED
-    record = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    if None in (record["model"]["snet"], record["model"]["dnet"]):
-        return ALONE
-    return "" if csv or find_csv(record) else NO_CLIPS
-
-
-def find_csv(record: dict[str, Any]) -> str | None:
-    """The clips of a run, by its config.json: its own CSV; if synthetic, else the demo's.
+def find_csv(folder: Path, csv: str = "") -> str:
+    """The clips to show with a run: csv, else its own; if synthetic, else the demo's.
 
     A shared model knows only its CSV's name, looked for where `s2d synthetic` writes it.
+
+    Raises:
+        ValueError: why the folder is no run to inspect, and what to do.
     """
+    if not all((folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS)):
+        raise ValueError(UNTRAINED)
+    record = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    if None in (record["model"]["snet"], record["model"]["dnet"]):
+        raise ValueError("one network only: rows a1 and a2 have no theta; train another row")
     own = Path(record["data"]["csv"])
     paths = [own, Path("../data") / own.stem / own.name]
     if record.get("classes") == class_names():
         paths.append(Path(DEMO))
-    return next((str(path) for path in paths if path.is_file()), None)
+    found = [csv] if csv else [str(path) for path in paths if path.is_file()]
+    if not found:
+        raise ValueError(NO_CLIPS)
+    return found[0]
 
 
 def open_run(folder: Path, csv: str, split: str) -> tuple[S2DNet, VideoDataset]:
     """A run's model, and the clips to show: one centre crop of one clip a video."""
-    model, record = load_run(folder)
-    data = replace(model.data, csv=csv or find_csv(record) or "", cache=None, test_crops=1)
+    model = S2DNet.from_pretrained(folder)
+    data = replace(model.data, csv=find_csv(folder, csv), cache=None, test_crops=1)
     dataset = VideoDataset(data, split, train=False)
     if not set(dataset.classes) & set(model.classes):
         raise ValueError(
@@ -99,28 +100,12 @@ def open_run(folder: Path, csv: str, split: str) -> tuple[S2DNet, VideoDataset]:
     return model, dataset
 
 
-def move_means(theta: Theta, means: dict[str, float]) -> Theta:
-    """Theta of one clip with other means: mu of all detail frames shifts, delta scales alike."""
-    moved = {}
-    for name, mean in means.items():
-        values = getattr(theta, name)  # (1,) or (1, T_D)
-        shifts = name.startswith("mu")
-        by, factor = mean - values.mean(), mean / values.mean()
-        moved[name] = values + by if shifts else values * factor
-    return replace(theta, **moved)
-
-
-def means_of(out: Output) -> dict[str, float]:
-    """Theta of one clip, means over the detail frames."""
-    return {name: getattr(out.theta, name).mean().item() for name in SLIDERS}
-
-
 class Inspector:
     """What SNet saw, where theta looks, what DNet saw, and the verdict, with theta in your hand.
 
     Args:
-        runs: folders of runs, all of which can be chosen; one that is not there holds none.
-        csv: of the clips; empty: each run's own, else the demo's (find_csv).
+        runs: folder or folders of runs, all of which can be chosen; where there is none, no run.
+        csv: of the clips; empty: as find_csv finds it.
         clip: a row of the split.
 
     Attributes:
@@ -129,7 +114,7 @@ class Inspector:
         own, out: the Output at SNet's own theta, and at the sliders'.
 
     Raises:
-        FileNotFoundError: no run can be inspected; it says which command makes one.
+        FileNotFoundError: no run can be inspected, and why; or no such csv.
         ValueError, ClipError: no such split or clip; the video cannot be read.
     """
 
@@ -149,6 +134,7 @@ class Inspector:
         self.run = widgets.Dropdown(options=runs, description="run")
         self.clip = widgets.BoundedIntText(min=0, description="clip")
         self.reset_button = widgets.Button(description="SNet's own theta", icon="undo")
+        self.reset_button.on_click(lambda _: self.reset())
         self.truth = widgets.ToggleButton(description="show the truth", icon="eye")
         wide = {"style": {"description_width": "150px"}, "continuous_update": False}
         self.sliders = {
@@ -162,7 +148,6 @@ class Inspector:
         self.verdict, self.line = widgets.HTML(), widgets.HTML()
         for widget in (self.run, self.clip, self.truth, self.z, *self.sliders.values()):
             widget.observe(self._changed, "value")
-        self.reset_button.on_click(lambda _: self.reset())
         named = {name: getattr(self, name) for name in ("reset_button", "picture", "frame", "line")}
         for name, widget in (named | self.sliders).items():
             widget.add_class(f"s2d-{name}")
@@ -180,20 +165,18 @@ class Inspector:
             raise ValueError(f"clip must lie in [0, {len(dataset) - 1}], got {number}")
         item = dataset[number]
         self.model, self.dataset, self.frames = model, dataset, item["frames"][None]
-        self.n_frames = torch.tensor([self.frames.shape[2]])
         name = dataset.classes[item["label"]]
         self.label = model.classes.index(name) if name in model.classes else None
         self._truth: Tensor | None = item.get("truth")  # t, duration, size, y, x. (5,)
-        self._seen = model.glance(self.frames, self.n_frames)
-        self.own = model.look_closely(self._seen, self.frames, self.n_frames)
-        size, own = model.config.detail_size, means_of(self.own)
+        self.own, size = model(self.frames), model.config.detail_size
+        self._means = {name: getattr(self.own.theta, name).mean().item() for name in SLIDERS}
         with self._quietly():
             self.clip.max, self.clip.value = len(dataset) - 1, number
             self.z.max = self.play.max = size[0] - 1
             self.truth.value &= self._truth is not None
             self.truth.disabled = self._truth is None
             for axis, n, length in zip("tyx", size, self.frames.shape[2:], strict=True):
-                slider, delta = self.sliders[f"delta_{axis}"], own[f"delta_{axis}"]
+                slider, delta = self.sliders[f"delta_{axis}"], self._means[f"delta_{axis}"]
                 with slider.hold_trait_notifications():  # or the new minimum meets the old maximum
                     slider.min = min(1.0, length / n, delta)
                     slider.max = max(1.25 * length / n, delta)  # a little beyond all of it
@@ -207,21 +190,34 @@ class Inspector:
             low, high = self.sliders[name].min, self.sliders[name].max
             if not low <= value <= high:
                 raise ValueError(f"{name} must lie in [{low:.2f}, {high:.2f}], got {value}")
-        self._look(self._means | means)
+        with self._quietly():
+            for name, value in means.items():
+                self.sliders[name].value = value
+        self._look()
 
     def reset(self) -> None:
         """Put SNet's own theta back."""
-        self._look({})
+        self.move(**self._means)
 
     @torch.no_grad()
-    def _look(self, means: dict[str, float]) -> None:
-        """DNet's part alone, at SNet's theta with other means: SNet has seen the clip."""
-        self._means, self.theta = means, move_means(cast(Theta, self.own.theta), means)
-        self.out = self.model.look_closely(self._seen, self.frames, self.n_frames, self.theta)
-        with self._quietly():
-            for name, value in (means_of(self.own) | means).items():
-                self.sliders[name].value = value
-        self._draw()
+    def _look(self) -> None:
+        """DNet's part alone, at SNet's theta with the sliders' means; picture and verdict.
+
+        Where theta has a value for each detail frame, mu of all shifts alike and delta scales.
+        """
+        moved = {}
+        for name, slider in self.sliders.items():
+            values = getattr(self.own.theta, name)  # (1,) or (1, T_D)
+            shift, factor = slider.value - values.mean(), slider.value / values.mean()
+            moved[name] = values + shift if name.startswith("mu") else values * factor
+        self.theta, n_frames = Theta(**moved), torch.tensor([self.frames.shape[2]])
+        self.out = self.model.look_closely(self.own, self.frames, n_frames, self.theta)
+        self.picture.value, self.frame.value = _png(self.figure()), _png(self.frame_figure())
+        state = self.state
+        score, true = state["scores"][state["verdict"]], state["true"] or "not known to this run"
+        words = f"SNet: {state['snet']}. DNet: {state['verdict']} ({score:.2f}); with SNet's own "
+        self.verdict.value = html.escape(f"{words}theta: {state['own']}. True: {true}.")
+        self.line.value = f"<code>{html.escape(json.dumps(state))}</code>"
 
     @property
     def state(self) -> dict[str, Any]:
@@ -231,16 +227,16 @@ class Inspector:
             run, clip; theta, its six means; true, snet, own, verdict: the classes of the CSV, of
             SNet, at SNet's own theta, at this one; scores: p-hat * s of SNet's k likeliest classes.
         """
-        names, scores = self.model.classes, cast(Tensor, self.out.scores)[0]
-        logits, mask = cast(Tensor, self._seen.logits)[0], cast(Tensor, self._seen.topk_mask)[0]
-        candidates = logits.topk(int(mask.sum())).indices.tolist()
+        names, scores = self.model.classes, self.out.scores[0]
+        logits = cast(Tensor, self.out.logits)[0]
+        candidates = logits.topk(self.model.config.k).indices.tolist()
         return {
             "run": self.run.label,
             "clip": self.clip.value,
-            "theta": {name: round(mean, 6) for name, mean in means_of(self.out).items()},
+            "theta": {name: round(slider.value, 6) for name, slider in self.sliders.items()},
             "true": None if self.label is None else names[self.label],
             "snet": names[candidates[0]],
-            "own": names[int(cast(Tensor, self.own.scores)[0].argmax())],
+            "own": names[int(self.own.scores[0].argmax())],
             "verdict": names[int(scores.argmax())],
             "scores": {names[n]: round(scores[n].item(), 6) for n in candidates},
         }
@@ -255,7 +251,7 @@ class Inspector:
         """Detail frame z, enlarged, beside the raw frame that it is centred on."""
         size, z, T = self.model.config.detail_size, self.z.value, self.frames.shape[2]
         theta, (span, square) = self.theta.map(lambda v: v[0]), self._shown_truth()
-        time = grid_centres(theta.mu_t, theta.delta_t, size[0], T)[z].item()
+        time = figures.detail_times(theta, T, size[0])[z].item()
         at = min(max(int(time), 0), T - 1)
         figure = Figure(figsize=(3.6, 2.2), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -263,9 +259,8 @@ class Inspector:
         if span and square and span[0] <= time < span[1]:
             figures.true_square(left, *square)
         volume = cast(Tensor, self.out.detail_volume)[0] * scale_of(self.frames)
-        figures.frame_strip(right, volume, [z], labels=[""])
-        for ax, title in ((left, f"raw frame {at}"), (right, f"detail frame {z}")):
-            ax.set_title(title, loc="left", fontsize=figures.FONT)
+        figures.frame_strip(right, volume, [z], f"detail frame {z}", labels=[""])
+        left.set_title(f"raw frame {at}", loc="left", fontsize=figures.FONT + 1)
         return figure
 
     def _shown_truth(self) -> tuple[tuple[float, float] | None, tuple[float, float, float] | None]:
@@ -274,14 +269,6 @@ class Inspector:
             return None, None
         t, duration, side, y, x = self._truth.tolist()
         return (t - duration / 2, t + duration / 2), (y, x, side)
-
-    def _draw(self) -> None:
-        self.picture.value, self.frame.value = _png(self.figure()), _png(self.frame_figure())
-        state = self.state
-        score, true = state["scores"][state["verdict"]], state["true"] or "not known to this run"
-        words = f"SNet: {state['snet']}. DNet: {state['verdict']} ({score:.2f}); with SNet's own "
-        self.verdict.value = html.escape(f"{words}theta: {state['own']}. True: {true}.")
-        self.line.value = f"<code>{html.escape(json.dumps(state))}</code>"
 
     def _changed(self, change: Bunch) -> None:
         """A person has set a widget. An error is shown, which JupyterLab would hide, and undone."""
@@ -295,10 +282,8 @@ class Inspector:
                 self._open(self.model, self.dataset, change.new)
             elif change.owner is self.z:
                 self.frame.value = _png(self.frame_figure())
-            elif change.owner is self.truth:
-                self._draw()
             else:
-                self.move(**{n: change.new for n, s in self.sliders.items() if s is change.owner})
+                self._look()
         except (ClipError, OSError, ValueError) as error:
             with self._quietly():
                 change.owner.value = change.old
@@ -306,11 +291,11 @@ class Inspector:
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
-        before, self._quiet = self._quiet, True
+        self._quiet = True
         try:
             yield
         finally:
-            self._quiet = before
+            self._quiet = False
 
 
 def _png(figure: Figure) -> bytes:

@@ -29,11 +29,8 @@ class Backbone(nn.Module):
         self.stages = nn.ModuleDict(stages)
         self.neck = nn.Identity() if neck is None else neck
         self.channels = channels
+        self.out_channels = list(channels.values())[-1]
         self.pooled_channels = pooled_channels or self.out_channels
-
-    @property
-    def out_channels(self) -> int:
-        return list(self.channels.values())[-1]
 
     def forward(self, video: Tensor) -> Tensor:
         """video: (B, 3, T, H, W). Returns the features of the last stage. (B, C, T, h, w)"""

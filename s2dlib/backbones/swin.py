@@ -5,34 +5,24 @@ The paper says that its method takes Transformers too (Sec. 3.3): this is one, f
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections import OrderedDict
+
+from torch import nn
+from torchvision.ops import Permute
 
 from s2dlib.backbones.base import Backbone
 from s2dlib.backbones.weights import load_torchvision
 
 
-class ChannelsFirst(nn.Module):
-    """Layers that have the channels on the last axis, for those that have them on the second."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, video: Tensor) -> Tensor:
-        """video: (B, C, T, H, W). Returns (B, C', T, H', W')."""
-        return self.layers(video.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
-
-
-class Patches(nn.Module):
-    """Patches of 2 frames and 4 x 4 pixels, each a vector."""
-
-    def __init__(self, embedding: nn.Module) -> None:
-        super().__init__()
-        self.embedding = embedding
-
-    def forward(self, video: Tensor) -> Tensor:
-        """video: (B, 3, T, H, W). Returns (B, 96, T / 2, H / 4, W / 4), rounded up."""
-        return self.embedding(video).permute(0, 4, 1, 2, 3)
+def stage(*layers: nn.Module) -> nn.Sequential:
+    """Layers with the channels on the last axis, as (B, C, T, H, W) -> (B, C', T, H', W')."""
+    return nn.Sequential(
+        OrderedDict(
+            to_last=Permute([0, 2, 3, 4, 1]),
+            layers=nn.Sequential(*layers),
+            to_second=Permute([0, 4, 1, 2, 3]),
+        )
+    )
 
 
 def swin3d_t(weights: str | None = None) -> Backbone:
@@ -44,11 +34,13 @@ def swin3d_t(weights: str | None = None) -> Backbone:
     net = load_torchvision("swin3d_t", weights)
     # Blocks of res2, then by turns a merging of 2 x 2 patches and the blocks of the next stage.
     res2, merge3, res3, merge4, res4, merge5, res5 = net.features
+    # Patches of 2 x 4 x 4 pixels: (B, 3, T, H, W) -> (B, 96, T / 2, H / 4, W / 4), rounded up.
+    patches = OrderedDict(embedding=net.patch_embed, to_second=Permute([0, 4, 1, 2, 3]))
     stages = {
-        "stem": Patches(net.patch_embed),
-        "res2": ChannelsFirst(res2),
-        "res3": ChannelsFirst(merge3, res3),
-        "res4": ChannelsFirst(merge4, res4),
-        "res5": ChannelsFirst(merge5, res5, net.norm),
+        "stem": nn.Sequential(patches),
+        "res2": stage(res2),
+        "res3": stage(merge3, res3),
+        "res4": stage(merge4, res4),
+        "res5": stage(merge5, res5, net.norm),
     }
     return Backbone(stages, {"stem": 96, "res2": 96, "res3": 192, "res4": 384, "res5": 768})

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.ops import Conv2dNormActivation
 
 from s2dlib.backbones.base import Backbone
 from s2dlib.backbones.tsm import SHIFT_DIV, FramewiseStage, Shifted
@@ -23,6 +25,35 @@ from s2dlib.backbones.weights import load_torchvision, load_weights, read_weight
 SEGMENT = 5  # frames of a segment: the middle one, whose features are taken, and two either side
 SHARE = 0.25  # of the differences in what goes on, for 16 segments (the release; 0.5 for 8)
 REDUCTION = 16  # of the channels, where features of neighbouring segments are compared
+PUBLISHED = {  # parts of our keys -> what the authors' files call them; .x is a part of a block
+    "stages.": "base_model.",
+    "res2.stem.0": "conv1",
+    "res2.stem.1": "bn1",
+    "res2.motion_stem": "conv1_5",
+    "res2.blocks": "layer1_bak",
+    "res2.motion_blocks": "resnext_layer1",
+    "res3.layers": "layer2_bak",
+    "res4.layers": "layer3_bak",
+    "res5.layers": "layer4_bak",
+    ".enter.0": ".conv1",
+    ".enter.1": ".bn1",
+    ".branch.0": ".conv2",
+    ".branch.1": ".bn2",
+    ".branch.3": ".conv3",
+    ".branch.4": ".bn3",
+    ".shortcut": ".downsample",
+    ".temporal.taps": ".shift.conv.weight",
+    ".long_term.squeeze.0": ".mse.conv1",
+    ".long_term.squeeze.1": ".mse.bn1",
+    ".long_term.smooth": ".mse.conv2",
+    ".long_term.coarse.0": ".mse.conv3_smallscale2",
+    ".long_term.coarse.1": ".mse.bn3_smallscale2",
+    ".long_term.fine.0": ".mse.conv3_smallscale4",
+    ".long_term.fine.1": ".mse.bn3_smallscale4",
+    ".long_term.expand.0": ".mse.conv3",
+    ".long_term.expand.1": ".mse.bn3",
+}
+conv_bn = partial(Conv2dNormActivation, activation_layer=None)  # keeps the size
 
 
 class ShortTerm(nn.Module):
@@ -33,9 +64,9 @@ class ShortTerm(nn.Module):
         self.stem = nn.Sequential(net.conv1, net.bn1, net.relu)
         self.pool = net.maxpool
         self.blocks = net.layer1
-        conv = nn.Conv2d(3 * (SEGMENT - 1), 64, 7, 2, 3, bias=False)
-        conv.weight.data = net.conv1.weight.mean(1, keepdim=True).expand_as(conv.weight).clone()
-        self.motion_stem = nn.Sequential(conv, nn.BatchNorm2d(64), nn.ReLU(inplace=True))
+        self.motion_stem = Conv2dNormActivation(3 * (SEGMENT - 1), 64, 7, 2)
+        weight = self.motion_stem.get_parameter("0.weight")  # (64, 12, 7, 7)
+        weight.data.copy_(net.conv1.weight.data.mean(1, keepdim=True))
         self.motion_blocks = deepcopy(net.layer1)
 
     def forward(self, video: Tensor) -> Tensor:
@@ -77,9 +108,7 @@ class LongTerm(nn.Module):
         here = self.squeeze(x)
         there = self.smooth(here).unflatten(0, (-1, n_frames))  # (B, T, C / 16, H, W)
         here = here.unflatten(0, (-1, n_frames))
-        nothing = torch.zeros_like(
-            here[:, :1]
-        )  # the last segment has no next, the first none before
+        nothing = torch.zeros_like(here[:, :1])  # the last has no next, the first none before
         ahead = torch.cat((there[:, 1:] - here[:, :-1], nothing), dim=1).flatten(0, 1)
         back = torch.cat((nothing, there[:, :-1] - here[:, 1:]), dim=1).flatten(0, 1)
         fine_ahead = self.fine(ahead)
@@ -91,12 +120,6 @@ class LongTerm(nn.Module):
         coarse = self.coarse(F.avg_pool2d(difference, 2))
         coarse = F.interpolate(coarse, difference.shape[-2:])
         return self.expand((difference + coarse + fine) / 3).sigmoid() - 0.5
-
-
-def conv_bn(c_in: int, c_out: int, kernel: int) -> nn.Sequential:
-    """A convolution that keeps the size, without bias, and its batch norm."""
-    conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(c_out))
 
 
 class TemporalConv(nn.Module):
@@ -124,7 +147,6 @@ class Differenced(Shifted):
         branch = nn.Sequential(block.conv2, block.bn2, block.relu, block.conv3, block.bn3)
         super().__init__(branch, block.downsample or nn.Identity(), block.relu)
         self.shortcut: nn.Module
-        self.activation: nn.Module
         self.enter = nn.Sequential(block.conv1, block.bn1, block.relu)
         self.long_term = LongTerm(block.conv1.out_channels)
         self.temporal = TemporalConv(block.conv1.out_channels)
@@ -143,17 +165,15 @@ def tdn_resnet50(weights: str | None = None) -> Backbone:
             the latter, the layers for the differences start from those for frames, as theirs do.
     """
     published = read_weights(weights) if weights and Path(weights).is_file() else {}
-    ours = any("conv1_5" in key for key in published)
-    net = load_torchvision("resnet50", None if ours else weights)
+    of_tdn = any("conv1_5" in key for key in published)
+    net = load_torchvision("resnet50", None if of_tdn else weights)
     stages: dict[str, nn.Module] = {"res2": ShortTerm(net)}
-    for name, layer in zip(
-        ("res3", "res4", "res5"), (net.layer2, net.layer3, net.layer4), strict=True
-    ):
+    layers = {"res3": net.layer2, "res4": net.layer3, "res5": net.layer4}
+    for name, layer in layers.items():
         stages[name] = FramewiseStage(*(Differenced(block) for block in layer))
     backbone = Backbone(stages, {"res2": 256, "res3": 512, "res4": 1024, "res5": 2048})
-    if ours:
-        state, names = without_biases(published), published_keys(backbone)
-        load_weights(backbone, state, str(weights), names=names)
+    if of_tdn:
+        load_weights(backbone, without_biases(published), str(weights), published=PUBLISHED)
     return backbone.to(memory_format=torch.channels_last)
 
 
@@ -168,41 +188,3 @@ def without_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
         norm = re.sub(r"conv(\d)\.bias$", r"bn\1", key).replace("downsample.0.bias", "downsample.1")
         state[f"{norm}.running_mean"] = state[f"{norm}.running_mean"] - state.pop(key)
     return state
-
-
-def published_keys(backbone: Backbone) -> dict[str, str]:
-    """Each of our keys -> its name in the authors' files."""
-    named = {  # ours -> theirs; what begins with a dot is a part of a block
-        "stages.res2.stem.0": "conv1",
-        "stages.res2.stem.1": "bn1",
-        "stages.res2.motion_stem": "conv1_5",
-        "stages.res2.blocks": "layer1_bak",
-        "stages.res2.motion_blocks": "resnext_layer1",
-        "stages.res3.layers": "layer2_bak",
-        "stages.res4.layers": "layer3_bak",
-        "stages.res5.layers": "layer4_bak",
-        ".enter.0": ".conv1",
-        ".enter.1": ".bn1",
-        ".branch.0": ".conv2",
-        ".branch.1": ".bn2",
-        ".branch.3": ".conv3",
-        ".branch.4": ".bn3",
-        ".shortcut": ".downsample",
-        ".temporal.taps": ".shift.conv.weight",
-        ".long_term.squeeze.0": ".mse.conv1",
-        ".long_term.squeeze.1": ".mse.bn1",
-        ".long_term.smooth": ".mse.conv2",
-        ".long_term.coarse.0": ".mse.conv3_smallscale2",
-        ".long_term.coarse.1": ".mse.bn3_smallscale2",
-        ".long_term.fine.0": ".mse.conv3_smallscale4",
-        ".long_term.fine.1": ".mse.bn3_smallscale4",
-        ".long_term.expand.0": ".mse.conv3",
-        ".long_term.expand.1": ".mse.bn3",
-    }
-    keys = {}
-    for key in backbone.state_dict():
-        theirs = key
-        for ours, name in named.items():
-            theirs = theirs.replace(ours, name)
-        keys[key] = f"base_model.{theirs}"
-    return keys

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
+from torchvision.ops import Conv2dNormActivation
 
 from s2dlib.backbones.base import Backbone
 from s2dlib.backbones.weights import load_torchvision
@@ -71,14 +72,13 @@ class Shifted(nn.Module):
         activation: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.branch, self.shortcut, self.activation = branch, shortcut, activation
+        self.branch, self.shortcut = branch, shortcut
+        self.activation = activation or nn.Identity()
 
     def forward(self, x: Tensor, n_frames: int) -> Tensor:
         """x: (B T, C, H, W). Returns (B T, C', H', W')."""
         y = self.branch(temporal_shift(x, n_frames))
-        if self.shortcut is not None:
-            y = y + self.shortcut(x)
-        return y if self.activation is None else self.activation(y)
+        return self.activation(y if self.shortcut is None else y + self.shortcut(x))
 
 
 class FramewiseStage(nn.Module):
@@ -142,14 +142,9 @@ class Luminance(nn.Module):
 def tiny(widths: tuple[int, ...], strides: tuple[int, ...]) -> Backbone:
     """A shift network for gray videos of some 20 pixels, small enough to train on a CPU."""
 
-    def conv(c_in: int, c_out: int, kernel: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False),
-            nn.BatchNorm2d(c_out),
-            nn.ReLU(inplace=True),
-        )
-
-    stages = {"stem": FramewiseStage(Luminance(), conv(1, widths[0], 5, strides[0]))}
+    stem = Conv2dNormActivation(1, widths[0], 5, strides[0])
+    stages = {"stem": FramewiseStage(Luminance(), stem)}
     for i, name in enumerate(("res3", "res4", "res5")[: len(widths) - 1], start=1):
-        stages[name] = FramewiseStage(Shifted(conv(widths[i - 1], widths[i], 3, strides[i])))
+        conv = Conv2dNormActivation(widths[i - 1], widths[i], 3, strides[i])
+        stages[name] = FramewiseStage(Shifted(conv))
     return Backbone(stages, dict(zip(stages, widths, strict=True)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,39 +34,29 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return {k.removeprefix("module."): v for k, v in state.items()}
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How the weights of a state_dict differ from a module's own; false where not at all."""
-
-    missing: set[str]
-    unexpected: set[str]
-    reshaped: set[str]  # key, shape there, shape here
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.reshaped)
-
-    def __str__(self) -> str:
-        parts = {"missing": self.missing, "unexpected": self.unexpected}
-        parts["shapes (there, here)"] = self.reshaped
-        n = sum(map(len, parts.values()))
-        return f"{n} keys differ; " + "; ".join(
-            f"{words}: {', '.join(sorted(keys)[:6])}{', ...' * (len(keys) > 6)}"
-            for words, keys in parts.items()
-            if keys
-        )
-
-
-def compare_state_dicts(state: dict[str, Tensor], own: dict[str, Tensor]) -> Difference:
-    """What a state lacks, has besides, or has in another shape than a module's own."""
-    return Difference(
-        missing=own.keys() - state.keys(),
-        unexpected=state.keys() - own.keys(),
-        reshaped={
-            f"{key} {tuple(value.shape)} {tuple(own[key].shape)}"
-            for key, value in state.items()
-            if key in own and value.shape != own[key].shape
-        },
+def compare_state_dicts(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """What a state lacks, has besides, or has in another shape than a module's own; "": nothing."""
+    parts = {"missing": own.keys() - state.keys(), "unexpected": state.keys() - own.keys()}
+    parts["shapes (there, here)"] = {
+        f"{key} {tuple(state[key].shape)} {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if state[key].shape != own[key].shape
+    }
+    n = sum(map(len, parts.values()))
+    lists = (
+        f"{words}: {', '.join(sorted(keys)[:6])}{', ...' * (len(keys) > 6)}"
+        for words, keys in parts.items()
+        if keys
     )
+    return f"{n} keys differ; {'; '.join(lists)}" if n else ""
+
+
+def renamed(keys: Iterable[str], parts: Mapping[str, str]) -> dict[str, str]:
+    """Each of our keys -> its name with parts of it replaced, one after another; ours -> theirs."""
+    names = {key: key for key in keys}
+    for ours, theirs in parts.items():
+        names = {key: name.replace(ours, theirs) for key, name in names.items()}
+    return names
 
 
 def load_weights(
@@ -74,7 +64,7 @@ def load_weights(
     state: dict[str, Tensor],
     source: str | Path,
     *,
-    names: dict[str, str] | None = None,
+    published: Mapping[str, str] | None = None,
     optional: tuple[str, ...] = (),
 ) -> None:
     """Load a state_dict whole; an error names what is missing, unexpected or of another shape.
@@ -82,28 +72,25 @@ def load_weights(
     Args:
         module: gets the weights.
         source: where they come from, for the error.
-        names: each key of the module -> its name in the state; None: the same. Layers that are a
-            convolution in one place and linear in the other have shapes of the same size.
+        published: parts of our keys -> what the state calls them (renamed). A layer that is a
+            convolution here and linear there has a weight of the same size, not shape.
         optional: how keys begin that may be missing; they keep the module's own weights.
 
     Raises:
         ValueError: the weights are not those of the module.
     """
     own = module.state_dict()
-    there = own if names is None else {names[key]: value for key, value in own.items()}
-    if names is not None:
-        state = {
-            key: value.view_as(there[key])
-            if key in there and value.numel() == there[key].numel()
-            else value
-            for key, value in state.items()
-        }
-    left_out = {key for key in there.keys() - state.keys() if key.startswith(optional)}
-    needed = {key: value for key, value in there.items() if key not in left_out}
+    names = renamed(own, published or {})
+    needed = {names[key]: value for key, value in own.items()}
+    needed = {k: v for k, v in needed.items() if k in state or not k.startswith(optional)}
+    if published:
+        state = dict(state)
+        for key in needed.keys() & state.keys():
+            if state[key].numel() == needed[key].numel():
+                state[key] = state[key].view_as(needed[key])
     if difference := compare_state_dicts(state, needed):
         raise ValueError(f"{source}: not the weights of this network; {difference}")
-    of = names or {key: key for key in own}
-    module.load_state_dict({k: own[k] if of[k] in left_out else state[of[k]] for k in own})
+    module.load_state_dict({key: state.get(names[key], value) for key, value in own.items()})
 
 
 CLASSIFIERS = ("classifier.", "fc.", "head.")  # of torchvision's networks
@@ -147,11 +134,9 @@ def _torchvision_key(key: str) -> str:
     if not key.startswith(("base_model.", "new_fc.")):
         return key
     key = key.removeprefix("base_model.").replace(".net.", ".").replace("new_fc.", "fc.")
-    found = re.fullmatch(r"features\.(\d+)\.conv\.(\d+)\.(\w+)", key)
+    found = re.fullmatch(r"(features\.(\d+)\.conv)\.(\d+)\.(\w+)", key)
     if found is None:
         return key
-    block, layer, rest = int(found[1]), int(found[2]), found[3]
-    last = 3 if block == 1 else 6  # the first block does not widen
-    if layer >= last:
-        return f"features.{block}.conv.{last // 3 + layer - last}.{rest}"
-    return f"features.{block}.conv.{layer // 3}.{layer % 3}.{rest}"
+    layer, last = int(found[3]), 3 if found[2] == "1" else 6  # the first block does not widen
+    place = f"{layer // 3}.{layer % 3}" if layer < last else f"{last // 3 + layer - last}"
+    return f"{found[1]}.{place}.{found[4]}"

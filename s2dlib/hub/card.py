@@ -61,24 +61,21 @@ def card_text(record: dict[str, Any], n_parameters: int) -> str:
 
 def _metadata(record: dict[str, Any], title: str) -> ModelCardData:
     """What the hub indexes."""
-    metrics, data = record.get("metrics", {}), record.get("provenance", {}).get("data", "unknown")
-    task, results = "video-classification", None
-    if "top1" in metrics:
-        names = {"task_type": task, "dataset_type": data, "dataset_name": data}
+    task, data = "video-classification", record.get("provenance", {}).get("data", "unknown")
+    top1, split = record.get("metrics", {}).get("top1"), record.get("test_split")
+    results = None
+    if top1 is not None:
+        share = round(top1 / 100, 4)
         results = [
             EvalResult(
-                **names,
-                metric_type="accuracy",
-                metric_name="top-1",
-                metric_value=round(metrics["top1"] / 100, 4),
-                dataset_split=record.get("test_split"),
+                task, data, data, "accuracy", share, metric_name="top-1", dataset_split=split
             )
         ]
     return ModelCardData(
         model_name=title,
         library_name="s2dlib",
         pipeline_tag=task,
-        tags=["video-classification", "model_hub_mixin"],
+        tags=[task, "model_hub_mixin"],
         eval_results=results,
     )
 

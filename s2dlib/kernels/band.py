@@ -6,7 +6,7 @@ those the rows and columns that its window reaches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,43 +15,36 @@ REACH = 5  # frames or pixels: the nearest input and 5 on each side; the next we
 TAPS = 2 * REACH + 1
 
 
-@dataclass
-class Taps:
-    """The band of one axis: weights of the TAPS inputs around each centre, and their slopes."""
+class Taps(NamedTuple):
+    """The band of one axis: the TAPS inputs around each centre."""
 
     first: Tensor  # the first input. (..., n_out) int64
     weights: Tensor  # sum to 1; 0 beyond the end of an axis shorter than TAPS. (..., n_out, TAPS)
     far: Tensor  # offsets of the centre from them. (..., n_out, TAPS)
 
-    @property
-    def slopes(self) -> Tensor:
-        """Of the weights when the centre moves. (..., n_out, TAPS)"""
-        return slopes_of(self.weights, self.far)
-
 
 def log_gaussian(far: Tensor) -> Tensor:
     """Log of a Gaussian of variance 1, but for its normaliser (Eq. 7). far: offsets p - r. (...,)
 
-    A softmax over it needs no more care: it takes off the largest exponent, which is the nearest
-    input's, before exp. The kernels, which have no row at hand, take it off here
-    (triton_kernels._log_gaussian).
+    A softmax takes off the largest exponent, the nearest input's, before exp; kernels, which have
+    no row at hand, take it off here (triton._log_gaussian).
     """
     return -0.5 * far**2
 
 
-def band(p: Tensor, n_in: Tensor | int) -> Taps:
+def band(p: Tensor, n_in: Tensor) -> Taps:
     """The taps around the centres p, moved inside the axis where they would leave it.
 
     A band that is cut off at the border instead loses most of its weight there, wrong by up to 0.9.
 
     Args:
         p: centres, in frames or pixels. (..., n_out)
-        n_in: real length of the axis: one number, or broadcastable to p.
+        n_in: real length of the axis. () or broadcastable to (..., n_out)
     """
-    first = _first(p, n_in)  # (..., n_out)
+    first = first_tap(p, n_in)  # (..., n_out)
     r = first[..., None] + torch.arange(TAPS, device=p.device)  # (..., n_out, TAPS)
     far = p[..., None] - (r + 0.5)
-    beyond = r >= (n_in[..., None] if isinstance(n_in, Tensor) else n_in)
+    beyond = r >= n_in[..., None]
     weights = log_gaussian(far).masked_fill(beyond, -torch.inf).softmax(dim=-1)
     return Taps(first, weights, far)
 
@@ -67,14 +60,10 @@ def slopes_of(weights: Tensor, far: Tensor) -> Tensor:
     return weights * ((weights * far).sum(dim=-1, keepdim=True) - far)
 
 
-def _first(p: Tensor, n_in: Tensor | int) -> Tensor:
+def first_tap(p: Tensor, n_in: Tensor | int) -> Tensor:
     """The first of the TAPS inputs around each centre, int64; the band is kept inside the axis.
 
     A centre that is not a number gets the first band: the volume shows it, not a wild address.
     """
     first = p.ceil() - 1 - REACH  # input r, which spans r to r + 1, lies at r + 0.5
-    if isinstance(n_in, Tensor):
-        first = torch.minimum(first, (n_in - TAPS).to(p.dtype))
-    else:
-        first = first.clamp(max=n_in - TAPS)
-    return first.clamp(min=0).nan_to_num().long()
+    return first.clamp(max=n_in - TAPS).clamp(min=0).nan_to_num().long()

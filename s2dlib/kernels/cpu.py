@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from s2dlib.kernels.band import TAPS, Taps, _first, band, filters, slopes_of
+from s2dlib.kernels.band import TAPS, Taps, band, filters, first_tap, slopes_of
 
 
 class OnCpu:
@@ -43,7 +43,8 @@ class OnCpu:
         S_y, S_x = slopes_of(G_y, far_y), slopes_of(G_x, far_x)
         g_t, g_y, g_x = torch.zeros_like(p_t), torch.zeros_like(p_y), torch.zeros_like(p_x)
         taps = band(p_t, n[:, None])
-        both = torch.stack((taps.weights, taps.slopes), dim=2)  # (B, T_D, 2, TAPS)
+        S_t = slopes_of(taps.weights, taps.far)
+        both = torch.stack((taps.weights, S_t), dim=2)  # (B, T_D, 2, TAPS)
         for b, z, ys, xs, pixels in _reached(frames, taps, p_y, p_x, n):
             images = both[b, z, :, : pixels.shape[2]] @ pixels  # (C, h, 2, w)
             image, moved = across(images, G_x[b, z, :, xs]).unbind(2)  # (C, h, W_D) each
@@ -81,5 +82,5 @@ def _reached(
 
 def _spans(p: Tensor, n_in: int) -> list[list[list[int]]]:
     """First and last + 1 of the inputs that the filters of a frame reach. (B, T_D, n_out)"""
-    first = _first(torch.stack((p.amin(-1), p.amax(-1)), dim=-1), n_in)  # (B, T_D, 2)
+    first = first_tap(torch.stack((p.amin(-1), p.amax(-1)), dim=-1), n_in)  # (B, T_D, 2)
     return (first + first.new_tensor([0, min(TAPS, n_in)])).tolist()
