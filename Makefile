@@ -43,7 +43,7 @@ test: lint  ## lint, then all tests
 # Of the method, its training and the contract of notebooks. Left out: videos, indexes, results and
 # figures, commands, benchmarks, export, networks of full size, and what is marked slow elsewhere.
 QUICK := banded checkpoints config cuda detail layout losses model notebooks parallel readme sampler \
-	sharing synopsis synthetic train
+	run_config sharing synopsis synthetic train
 quick: lint  ## lint, and the tests that together take a minute
 	$(TESTS) -m "not slow" $(QUICK:%=tests/test_%.py)
 
