@@ -60,6 +60,7 @@ def test_fit_keeps_what_the_record_says_beyond_it(sets, tmp_path):  # noqa: F811
     assert config_of(tmp_path / "other") == config_of(tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_launched_process_trains_what_config_says(data, sets, tmp_path):  # noqa: F811
     train_set = VideoDataset(data, "train", train=True, seed=5)
     val_set = VideoDataset(replace(data, test_crops=3), "test", train=False)
@@ -79,6 +80,7 @@ def test_launched_process_trains_what_config_says(data, sets, tmp_path):  # noqa
     same(tmp_path / "more", tmp_path / "six")
 
 
+@pytest.mark.slow
 def test_launched_process_names_a_folder_without_config(tmp_path):
     done = launch_alone(tmp_path)
     assert done.returncode == 1 and f"error: {tmp_path}/config.json: expected" in done.stderr
