@@ -15,13 +15,13 @@ from s2dlib.apps.cli import main, parse
 from s2dlib.apps.index import FORMATS
 from s2dlib.apps.run import parse_value
 from s2dlib.data.annotations import (
-    read_classes,
     read_folders,
     read_kinetics,
     read_list,
     read_mini_kinetics,
     read_something,
 )
+from s2dlib.data.classes import Classes, read_classes
 from s2dlib.data.index import make_index
 from s2dlib.data.table import class_names, read_csv
 from s2dlib.presets import PRESETS
@@ -115,7 +115,8 @@ def test_kinetics_test_rows_without_labels_are_left_out_and_counted(tmp_path, wr
     files += [write("train.csv", "label,youtube_id,split\nwave,def,train\n,ghi,train\n")]
     table, notes = make_index(read_kinetics(files), tmp_path)
     assert table["path"].tolist() == ["def.mp4"]
-    assert [note.split(" tell")[0] for note in notes] == [f"1 rows of {name}" for name in files]
+    told = [note.split(" tell")[0] for note in notes if "tell" in note]
+    assert told == [f"1 rows of {name}" for name in files]
 
 
 BAD = {
@@ -174,7 +175,7 @@ def test_lists_of_ids_take_labels_and_times_from_kinetics(tmp_path, write):
     assert table["split"].tolist() == ["train", "val", "val"]
     assert table["label_name"].tolist() == [NAMES[0], NAMES[1], NAMES[0]]  # two of the three
     assert table["path"].notna().tolist() == [True, True, False]
-    assert notes == [f"1 rows of {lists[0]} tell no label: left out"]
+    assert f"1 rows of {lists[0]} tell no label: left out" in notes
 
 
 def test_a_list_of_ids_that_kinetics_does_not_have_asks_for_the_other_csv(write):
@@ -198,7 +199,7 @@ def test_v1_is_read_from_its_csvs_and_found_as_folders_of_frames(tmp_path, write
         write("something-something-v1-test.csv", "7\n8\n"),
     ]
     classes = read_classes(write("labels.csv", "\ufeff" + "\r\n".join(CLASSES) + "\r\n"))
-    assert classes == CLASSES
+    assert classes.names == CLASSES
     table, notes = make_index(read_something(files), tmp_path / "frames", classes)
     assert table["path"].tolist() == ["100218", None, "24413"]
     assert table["label"].tolist() == [1, 0, 1] and table["split"].tolist() == ["train"] * 2 + [
@@ -217,7 +218,7 @@ def test_v2_templates_lose_their_brackets_and_answers_are_the_test_split(tmp_pat
         write("something-something-v2-test-answers.csv", f"1420;{CLASSES[1]}\n"),
     ]  # fmt: skip
     classes = read_classes(write("labels.json", {CLASSES[1]: "1", CLASSES[0]: "0"}))
-    assert classes == CLASSES
+    assert classes.names == CLASSES
     assert [row.label for row in read_something(files)] == [
         CLASSES[1],
         CLASSES[0],
@@ -254,7 +255,7 @@ def test_a_bad_something_file_is_an_error_that_names_it(write, name, content, wo
     ("name", "content", "words"),
     [
         ("x.json", {"a": "0", "b": "2"}, r"x\.json: indices must be 0 to 1"),
-        ("x.json", ["a"], "expected a JSON dict, got list"),
+        ("x.json", "3", "expected a JSON dict or list, got int"),
         ("x.txt", "a\n\nb\na\n", r"x\.txt, line 4: class 'a' is in .*line 1 already"),
         ("x.txt", b"\xff\xfe", "not a text in UTF-8"),
     ],
@@ -293,7 +294,7 @@ def test_a_line_that_is_no_line_of_a_list_is_an_error(write, line):
 def test_a_list_names_videos_or_folders_of_frames(tmp_path, write):
     write("v/a b/1.avi"), write("v/c/2/00001.png")
     lists = [write("train.txt", "a b/1.avi 9 1\n"), write("val.txt", "c/2 9 0\na b/3.avi 9 1\n")]
-    table = table_of(read_list(lists), tmp_path / "v", ["nod", "wave"])
+    table = table_of(read_list(lists), tmp_path / "v", Classes(["nod", "wave"]))
     assert list(table.values()) == [("a b/1.avi", 1, "train"), ("c/2", 0, "val"), (None, 1, "val")]
 
 

@@ -7,6 +7,7 @@ import os
 import pandas as pd
 import pytest
 
+from s2dlib.data.classes import Classes
 from s2dlib.data.index import (
     Row,
     list_videos,
@@ -125,7 +126,7 @@ def test_classes_are_numbered_in_their_owners_order_else_sorted(tmp_path):
     rows = [row("a", "wave"), row("b", "clap"), row("gone", "nod")]
     assert make_index(rows, tmp_path)[0]["label"].tolist() == [2, 0, 1]
     rows[0] = row("a", "wave_ (hard)")  # spelt otherwise than by its owner
-    table, _ = make_index(rows, tmp_path, ["Wave, hard", "walk", "nod", "clap"])
+    table, _ = make_index(rows, tmp_path, Classes(["Wave, hard", "walk", "nod", "clap"]))
     assert table["label"].tolist() == [0, 3, 2] and table["label_name"][0] == "Wave, hard"
 
 
@@ -134,7 +135,7 @@ def test_an_index_keeps_its_number_and_gets_a_name_where_there_is_one(tmp_path):
     rows = [row("a", 2), row("b", 0)]
     table, _ = make_index(rows, tmp_path)
     assert table["label"].tolist() == [2, 0] and "label_name" not in table
-    table, _ = make_index(rows, tmp_path, ["x", "y", "z"])
+    table, _ = make_index(rows, tmp_path, Classes(["x", "y", "z"]))
     assert table["label_name"].tolist() == ["z", "x"]
 
 
@@ -145,7 +146,7 @@ def test_an_index_keeps_its_number_and_gets_a_name_where_there_is_one(tmp_path):
 def test_a_class_that_is_not_there_is_an_error_with_its_line(tmp_path, label, words):
     touch(tmp_path, "a.mp4")
     with pytest.raises(ValueError, match=f"a.txt, line 7: .*{words}"):
-        make_index([row("a", label, where="a.txt, line 7")], tmp_path, ["wave", "clap"])
+        make_index([row("a", label, where="a.txt, line 7")], tmp_path, Classes(["wave", "clap"]))
 
 
 def test_rows_without_label_are_left_out_and_counted_by_file(tmp_path):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv as csv_format
+import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+BOM = b"\xef\xbb\xbf"
 REQUIRED = ("path", "label", "split")
 
 
@@ -44,7 +48,7 @@ def read_csv(csv: str | Path) -> pd.DataFrame:
     table = pd.DataFrame(list(records.values()), index=list(records), dtype=object)
     table[["label", "split"]] = table[["label", "split"]].map(str.strip)
     folder = os.path.abspath(os.path.dirname(csv))
-    table["path"] = [os.path.normpath(os.path.join(folder, path)) for path in table["path"]]
+    table["path"] = [absolute_path(folder, path) for path in table["path"]]
     if (twice := table["path"].duplicated()).any():
         line = twice.idxmax()
         first = (table["path"] == table["path"][line]).idxmax()
@@ -61,6 +65,63 @@ def read_lines(path: str | Path, delimiter: str = ",") -> Iterator[tuple[int, li
             yield from ((lines.line_num, fields) for fields in lines if fields)
     except (UnicodeDecodeError, csv_format.Error) as error:
         raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+
+
+def read_fields(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+    """Where, and the fields of each line that is not blank."""
+    return ((f"{path}, line {n}", fields) for n, fields in read_lines(path, delimiter))
+
+
+def text_lines(path: str | Path) -> Iterator[tuple[str, str]]:
+    """Where, and each line that is not blank, without the blanks around it."""
+    for i, line in enumerate(Path(path).read_bytes().removeprefix(BOM).splitlines(), 1):
+        try:
+            text = line.decode().strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {i}: not a text in UTF-8 ({error})") from error
+        if text:
+            yield f"{path}, line {i}", text
+
+
+def load_json(path: str | Path, kinds: tuple[type, ...]) -> Any:  # noqa: ANN401
+    """The content of a JSON file, of one of some types; a key twice is an error."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+        return content
+
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        value = json.loads(text, object_pairs_hook=unique)
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{path}: expected a JSON {names}, got {type(value).__name__}")
+    return value
+
+
+ESCAPED = re.compile(r"\\udc([89a-f][0-9a-f])")
+
+
+def escape_path(path: str | Path) -> str:
+    """A path as a CSV in UTF-8 can hold it: a byte that is not UTF-8 becomes \\udc and its digits.
+
+    Blanks before a name are skipped by readers, and so do not come first.
+    """
+    text = str(path).encode(errors="backslashreplace").decode()
+    return f"./{text}" if text[:1].isspace() else text
+
+
+def absolute_path(folder: str | Path, text: str) -> str:
+    """The path that a CSV of that folder means by a text, as the file system needs it."""
+    path = os.path.normpath(os.path.join(folder, text))
+    if ESCAPED.search(text) and not os.path.lexists(path):
+        return ESCAPED.sub(lambda match: chr(0xDC00 + int(match[1], 16)), path)
+    return path
 
 
 def _number_labels(table: pd.DataFrame, csv: str | Path) -> None:
@@ -80,6 +141,9 @@ def _number_labels(table: pd.DataFrame, csv: str | Path) -> None:
         raise ValueError(f"{csv}, row {line}: label must be >= 0, got {table['label'][line]}")
     table["class_name"] = table["label"].astype(str)
     if "label_name" not in table:
+        n = table["label"].max()
+        if n > 1 and set(table["label"]) == set(range(1, n + 1)):
+            raise ValueError(f"{csv}: labels run from 1 to {n}; they must count from 0")
         return
     table["class_name"] = table["label_name"].str.strip()
     for a, b in (("label", "class_name"), ("class_name", "label")):

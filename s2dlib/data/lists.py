@@ -1,0 +1,160 @@
+"""Lists of videos as other projects write them: text, CSV with a heading, JSON lines.
+
+A line is read from the right, since a path may hold blanks and numbers; what a number means, a
+frame count or the end of a path, is seen from all lines of a file together.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from s2dlib.data.classes import Row, clean, unquote
+from s2dlib.data.listing import SUFFIXES
+from s2dlib.data.splits import file_and_split, parse_split
+from s2dlib.data.table import read_fields, text_lines
+
+SEP = r"[ \t;,]+"
+SUFFIX = rf'\.(?:{"|".join(SUFFIXES)})"?'  # of a video's file
+NUMBER = r'(?:-?\d+|"-?\d+")'
+INDEXED = re.compile(rf"(?P<path>.+?)(?P<n_frames>{SEP}{NUMBER})?{SEP}(?P<label>{NUMBER})")
+NAMED = re.compile(
+    rf"(?P<path>.+?{SUFFIX}){SEP}(?P<label>(?!\d+{SEP})(?!.*{SUFFIX}$)\S.*)", re.IGNORECASE
+)
+OVERLONG = re.compile(rf"{SUFFIX}{SEP}[^/\\]*$", re.IGNORECASE)  # a path with more behind it
+CLIP = re.compile(r"(?:^|[/\\])([\w-]{11})(_\d{6}_\d{6})(?:\.\w+)?$")  # of Kinetics
+HMDB51 = re.compile(r"(.+)_test_split\d\.txt")
+PATH_COLUMNS = ("file_name", "path", "video_path", "video", "filename", "filepath", "file")
+LABEL_COLUMNS = ("label_name", "class_name", "label", "class", "action", "category")
+
+
+class Line(NamedTuple):
+    """A line of a list: what its video is named, and the label, None if it tells none."""
+
+    path: str
+    n_frames: str  # with the blank before, "": none; it may turn out to be the path's end
+    label: int | str | None
+    where: str
+    text: str
+
+
+def read_list(annotations: Sequence[str]) -> list[Row]:
+    """Lists of TSN, TSM, mmaction2, PaddleVideo, SlowFast: `path num_frames label`, `path label`.
+
+    The path, which may hold spaces, is a video or a folder of frames. A label is an index, from 0
+    or 1, or a class's name. Lines of paths alone, as UCF101's test lists, are labelled by their
+    folders. HMDB51's `<class>_test_split1.txt` are read as their owner means them; a CSV with a
+    heading (path or file_name, label, maybe split) and Hugging Face's metadata.csv or .jsonl, by
+    their columns. Kinetics' clips are also looked for by their name alone, since each list has
+    folders of its own.
+    """
+    rows: list[Row] = []
+    for path, split in map(file_and_split, annotations):
+        records = _read_records(path)
+        lines = [] if records else [_parse_line(*line) for line in text_lines(path)]
+        if records:
+            rows += _rows_of_records(records, path, split)
+        elif (match := HMDB51.fullmatch(path.name)) and _is_hmdb51(lines):
+            rows += _rows_of_hmdb51(lines, match[1])
+        else:
+            rows += _rows_of_lines(lines, path, split)
+    return rows
+
+
+def _parse_line(where: str, text: str) -> Line:
+    if match := INDEXED.fullmatch(text):
+        return Line(
+            match["path"], match["n_frames"] or "", int(unquote(match["label"])), where, text
+        )
+    if match := NAMED.fullmatch(text):
+        return Line(match["path"], "", clean(match["label"]), where, text)
+    return Line(text, "", None, where, text)
+
+
+def _rows_of_lines(lines: Sequence[Line], path: Path, split: str) -> Iterator[Row]:
+    """Rows of lines that all have an index, or all a class's name, or all neither."""
+    note = ""
+    shorter, longer = ({line.path + line.n_frames * i for line in lines} for i in (0, 1))
+    counted = all(line.n_frames for line in lines) and len(shorter) == len(longer)
+    for line in lines:
+        label, names = line.label, [line.path + line.n_frames]
+        if counted:  # or every path ends in a number
+            names.insert(0, line.path)
+        if label is None:
+            label = "/".join(re.split(r"[/\\]", line.path)[-2:-1])
+            note = f"{path} has paths alone: their folders are taken for the classes"
+        if type(line.label) is not type(lines[0].label) or OVERLONG.search(names[0]) or label == "":
+            raise ValueError(
+                f"{line.where}: expected `path num_frames label` or `path label`, with one label "
+                f"and all lines alike, got {line.text!r}"
+            )
+        clip = CLIP.search(names[0])
+        names += [clip[1] + clip[2], clip[1]] if clip else []
+        own = parse_split(split, path, line.where)
+        yield Row(tuple(map(unquote, names)), label, own, line.where, note)
+
+
+def _is_hmdb51(lines: Sequence[Line]) -> bool:
+    return all(line.label in (0, 1, 2) and not re.search(r"[/\\]", line.path) for line in lines)
+
+
+def _rows_of_hmdb51(lines: Sequence[Line], name: str) -> Iterator[Row]:
+    note = "<class>_test_split files are read as HMDB51's: 1 is train, 2 is test, 0 is neither"
+    for line in lines:
+        names = (f"{name}/{line.path}", line.path)
+        split = "train" if line.label == 1 else "test"
+        yield Row(names, name if line.label else "", split, line.where, note)
+
+
+def _read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Where, and the columns, of a file with a heading or of JSON lines; other files have none."""
+    lines = text_lines(path)
+    if path.suffix.lower() == ".jsonl":
+        return [(where, _load_object(where, text)) for where, text in lines]
+    _, first = next(lines, ("", ""))
+    delimiter = next((sign for sign in ",;\t" if sign in first), " ")
+    heading = [clean(word).lower() for word in first.split(delimiter)]
+    if len(heading) < 2 or not set(heading) & set(PATH_COLUMNS):
+        return []
+    records = []
+    for where, fields in list(read_fields(path, delimiter))[1:]:
+        if len(fields) != len(heading):
+            raise ValueError(f"{where}: {len(fields)} fields, expected {len(heading)}")
+        records.append((where, dict(zip(heading, fields, strict=True))))
+    return records
+
+
+def _load_object(where: str, text: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected an object with file_name and label, got {text}")
+    return record
+
+
+def _rows_of_records(
+    records: Sequence[tuple[str, dict[str, Any]]], path: Path, split: str
+) -> Iterator[Row]:
+    columns = records[0][1]
+    name = next((name for name in PATH_COLUMNS if name in columns), "")
+    label = next((name for name in LABEL_COLUMNS if name in columns), "")
+    if not (name and label):
+        raise ValueError(
+            f"{path}: expected a column of {', '.join(PATH_COLUMNS)} and one of "
+            f"{', '.join(LABEL_COLUMNS)}, got {', '.join(columns)}"
+        )
+    labels = [record.get(label, "") for _, record in records]
+    labels = ["" if value is None else value for value in labels]
+    indexed = all(re.fullmatch(r"-?\d+|", str(value).strip()) for value in labels)
+    for (where, record), value in zip(records, labels, strict=True):
+        if not isinstance(value, str | int) or not isinstance(record.get(name), str):
+            raise ValueError(f"{where}: expected one {name} and one {label}, got {record}")
+        video, own = record[name], parse_split(record.get("split") or split, path, where)
+        names = (f"{path.absolute().parent.name}/{video}", video)  # of the file's own folder
+        value = int(value) if indexed and str(value).strip() else clean(value)
+        yield Row(names if path.stem == "metadata" else (video,), value, own, where)
