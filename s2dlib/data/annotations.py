@@ -9,6 +9,7 @@ it. Every reader here gives rows that say in which file and line they were.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -107,12 +108,17 @@ def _something_lines(path: Path) -> Iterator[tuple[str, str, str]]:
         yield where, fields[0].strip(), fields[1] if len(fields) == 2 else ""
 
 
+LAYOUTS = {None: "<class>/<video>", 0: "<split>/<class>/<video>", 1: "<class>/<split>/<video>"}
+
+
 def read_folders(
     videos: str | Path, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
 ) -> list[Row]:
     """Folders `<split>/<class>/<video>`; or `<class>/<video>`, split by a hash of each path.
 
-    So a video keeps its split when others come and go.
+    So a video keeps its split when others come and go. A split is named train, val, dev, test or
+    alike (train_256, Validation); `<class>/<split>/<video>` is read too. Folders of which some name
+    a split and some do not, or that may be classes or something above them, are an error.
 
     Args:
         fractions: of train, val and test, where the folders tell no split; they sum to 1.
@@ -121,16 +127,23 @@ def read_folders(
         raise ValueError(f"fractions must be three numbers >= 0 that sum to 1, got {fractions}")
     rows, paths = [], [Path(path) for path in list_videos(videos)]
     level = _split_level(Path(videos), paths)
-    layout = {None: "<class>/<video>", 0: "<split>/<class>/<video>", 1: "<class>/<split>/<video>"}
+    depth = len(Path(LAYOUTS[level]).parts)
     for path in paths:
         where, parts, note = str(Path(videos, path)), path.parts, ""
-        if len(parts) < 2 + (level is not None):
-            raise ValueError(f"{where}: expected {layout[level]} below {videos}")
-        split = _hash_split(f"{seed}/{path.as_posix()}", fractions)
-        if level is not None:
-            word, split = parts[level], split_of_folder(parts[level])
-            note = f"folders {word} are the split {split}" if word.lower() != split else ""
+        if len(parts) < depth or (level == 1 and len(parts) > depth):
+            raise ValueError(f"{where}: expected {LAYOUTS[level]} below {videos}")
+        split = split_of_folder(parts[level or 0])
+        if level is None:
+            note = f"folder {parts[0]} is taken for a class, not for {split}" * bool(split)
+            split = _hash_split(f"{seed}/{path.as_posix()}", fractions)
+        elif parts[level].lower() != split:
+            note = f"folder {parts[level]} is the split {split}"
         rows.append(Row((str(path),), parts[int(level == 0)], split, where, note))
+    if len({row.label for row in rows}) == 1 and all(len(path.parts) > depth for path in paths):
+        raise ValueError(
+            f"{videos}: {rows[0].label} would be the only class, for all videos; give --videos the "
+            f"folder that holds {LAYOUTS[level]}"
+        )
     return rows
 
 
@@ -138,7 +151,8 @@ def _split_level(videos: Path, paths: Sequence[Path]) -> int | None:
     """Which folder of the paths names the split: 0, 1, or None where none does.
 
     Raises:
-        ValueError: some folders do and some do not, or in two words for one split.
+        ValueError: some folders do and some do not, or in two words for one split; or all folders
+            hold the same ones, so that either may be the classes.
     """
     for level in (0, 1):
         inner = [path.parts for path in paths if len(path.parts) > level + 1]
@@ -146,31 +160,35 @@ def _split_level(videos: Path, paths: Sequence[Path]) -> int | None:
         other = set()
         for name in {parts[level] for parts in inner}:
             if split := split_of_folder(name):
-                known.setdefault(split, set()).add(words(name)[0])
+                known.setdefault(split, set()).update(set(words(name)) & SPLITS.keys())
             else:
                 other.add(name)
-        if not known:
-            continue
         told = sorted(set().union(*known.values()))
         if level == 0 and len(told) == 1 and other and all(len(parts) == 2 for parts in inner):
             continue  # a class of this name: there is no folder of a class below it
-        if other:
+        if known and other:
             raise ValueError(
-                f"{videos}: of its folders {', '.join(told)} name a split, but "
-                f"{', '.join(sorted(other)[:5])} none ({', '.join(SPLITS)}); rename or move these"
+                f"{videos}: folders {', '.join(told)} are splits, but "
+                f"{', '.join(sorted(other)[:5])} none; rename or move these, or use the words "
+                f"{', '.join(SPLITS)}"
             )
         if twice := next((names for names in known.values() if len(names) > 1), None):
-            raise ValueError(f"{videos}: {' and '.join(sorted(twice))} name one split; rename one")
-        return level
-    tops = {path.parts[0] for path in paths}
-    if len(tops) == 1 and all(len(path.parts) > 2 for path in paths):
+            raise ValueError(f"{videos}: {' and '.join(sorted(twice))} are one split; rename one")
+        if known:
+            return level
+    below: dict[str, set[str]] = {}  # folder -> those within it
+    for parts in inner:
+        below.setdefault(parts[0], set()).add(parts[1])
+    shared = set.intersection(*below.values()) if len(below) > 1 else set()
+    if shared:
         raise ValueError(
-            f"{videos}: all videos are below {min(tops)}, which would be their class; give "
-            f"--videos {Path(videos, min(tops))}"
+            f"{videos}: each of {', '.join(sorted(below)[:5])} holds "
+            f"{', '.join(sorted(shared)[:5])}; which are the classes? Name the splits train, val "
+            "and test, or give the videos of a class one folder"
         )
     return None
 
 
 def _hash_split(text: str, fractions: Sequence[float]) -> str:
-    u = int.from_bytes(hashlib.sha1(text.encode()).digest()[:8]) / 2**64  # uniform in [0, 1)
+    u = int.from_bytes(hashlib.sha1(os.fsencode(text)).digest()[:8]) / 2**64  # uniform in [0, 1)
     return "train" if u < fractions[0] else "val" if u < sum(fractions[:2]) else "test"

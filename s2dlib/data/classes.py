@@ -45,7 +45,7 @@ class Classes(NamedTuple):
 
 
 SEPARATOR = r"(?:[ \t]*[,;:.)\t][ \t]*|[ \t]+)"
-LEADING = re.compile(rf'"?(?P<number>-?\d+)"?{SEPARATOR}(?P<name>\S.*)')
+LEADING = re.compile(rf'["(\[]?(?P<number>-?\d+)["\])]?{SEPARATOR}(?P<name>\S.*)')
 TRAILING = re.compile(r'(?P<name>.*\S)(?:[ \t]*[,;:\t][ \t]*|[ \t]+)"?(?P<number>-?\d+)"?')
 NUMBER_HEADINGS = {"id", "index", "idx", "number", "label", "label_id", "class_id", "class_index"}
 NAME_HEADINGS = {"name", "names", "class", "classes", "label", "labels", "action", "category"}
@@ -185,6 +185,8 @@ def number_labels(
         alike = [name for name in names if spelt[normalise(name)] > 1]
         notes += [f"classes that differ in their spelling alone: {', '.join(alike)}"] * bool(alike)
     first = _first_index(indexed, classes, notes) if indexed else 0
+    if classes is None and first == 1:  # each named by its owner's index
+        classes = Classes([str(i + 1) for i in range(max(int(row.label) for row in rows))])
     names = [clean(name) for name in classes.names] if classes else []
     numbers = {normalise(name): i for i, name in enumerate(names)}
     numbers |= {name: i for i, name in enumerate(names)}

@@ -7,6 +7,7 @@ index and is no error.
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import unicodedata
@@ -47,16 +48,15 @@ def make_index(
     by_end = _paths_by_end(videos)
     notes += [*dict.fromkeys(row.note for row in rows if row.note), *_unlabelled(rows)]
     rows = [row for row in rows if row.label != ""]
+    found = [next(filter(None, (_find(n, by_end) for n in row.names)), []) for row in rows]
+    _check_misread([row for row, paths in zip(rows, found, strict=True) if not paths], rows, by_end)
     labels, names, more = number_labels(rows, classes)
     notes += more
     table, ambiguous = [], []
     first: dict[str, Row] = {}  # by path, or by name where the video is missing
-    for row, label in zip(rows, labels, strict=True):
-        found = next(filter(None, (_find(name, by_end) for name in row.names)), [])
-        if not found:
-            _check_misread(row, by_end)
-        path, name = found[0] if found else None, row.names[0]
-        ambiguous += [name] * (len(found) > 1)
+    for row, label, paths in zip(rows, labels, found, strict=True):
+        path, name = paths[0] if paths else None, row.names[0]
+        ambiguous += [name] * (len(paths) > 1)
         other = first.setdefault(path or name, row)
         if other is row:
             table.append((path, label, names[label] if names else None, row.split, name))
@@ -65,7 +65,7 @@ def make_index(
                 f"{row.where}: {name} is {row.label!r} in {row.split}, but {other.label!r} "
                 f"in {other.split} by {other.where}; one of the two must go"
             )
-    if not any(path for path, *_ in table):
+    if not any(found):
         expected = [name for row in rows[:2] for name in row.names] or ["no row with a label"]
         there = [*videos[:3], *notes] or ["no video file, nor a folder of frames"]
         raise ValueError(
@@ -88,14 +88,16 @@ def _unlabelled(rows: Sequence[Row]) -> list[str]:
     return [f"{n} rows of {file} tell no label: left out" for file, n in files.items()]
 
 
-def _check_misread(row: Row, by_end: Ends) -> None:
+def _check_misread(missing: Sequence[Row], rows: Sequence[Row], by_end: Ends) -> None:
     """ValueError where a video is there without the numbers at the end of its name in a list."""
-    shorter = re.sub(r"(?:[ \t;,]+\d+)+$", "", row.names[0])
-    if shorter != row.names[0] and _find(shorter, by_end):
-        raise ValueError(
-            f"{row.where}: {row.names[0]!r} is not there, but {shorter!r} is. Expected `path "
-            "num_frames label` or `path label`; several labels or a first frame are not supported"
-        )
+    listed = {name for row in rows for name in row.names}
+    for row in missing:
+        shorter = re.sub(r"(?:[ \t;,]+\d+)+$", "", row.names[0])
+        if shorter not in listed and _find(shorter, by_end):
+            raise ValueError(
+                f"{row.where}: {row.names[0]!r} is not there, but {shorter!r} is. Expected `path "
+                "num_frames label` or `path label`; a second label or a first frame is not read"
+            )
 
 
 def _path_parts(path: str) -> tuple[str, ...]:
@@ -105,7 +107,9 @@ def _path_parts(path: str) -> tuple[str, ...]:
     """
     *folders, last = [part for part in re.split(r"[/\\]", path) if part not in ("", ".")] or [""]
     stem, suffix = os.path.splitext(unicodedata.normalize("NFC", last))
-    return (*map(normalise, folders), stem if suffix.lower() in VIDEOS else stem + suffix)
+    while suffix.lower() in VIDEOS:  # downloaders write id.mp4.webm
+        stem, suffix = os.path.splitext(stem)
+    return (*map(normalise, folders), stem + suffix)
 
 
 OTHER_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")  # as a file's that a reader can open
@@ -117,7 +121,8 @@ def _paths_by_end(videos: Sequence[str]) -> Ends:
     by_end: Ends = {path: [path] for path in videos}
     for path in videos:
         stem, suffix = os.path.splitext(path)
-        paths = [path, stem] if OTHER_SUFFIX.fullmatch(suffix) else [path]
+        other = suffix.lower() not in VIDEOS and OTHER_SUFFIX.fullmatch(suffix)
+        paths = [path, stem] if other else [path]
         for parts in dict.fromkeys(map(_path_parts, paths)):
             for i in range(len(parts)):
                 by_end.setdefault(parts[i:], []).append(path)
@@ -159,7 +164,10 @@ def write_index(
 
 def _csv(table: pd.DataFrame) -> bytes:
     """A table as CSV; what is not UTF-8, as in a folder's name, is escaped (escape_path)."""
-    return table.to_csv(index=False).encode(errors="backslashreplace")
+    text = table.to_csv(index=False)
+    if "\r" in text:  # which is not quoted, and ends a line
+        text = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+    return text.encode(errors="backslashreplace")
 
 
 def missing_of(index: str | Path) -> Path:

@@ -31,7 +31,7 @@ NEVER = (
     "aria2 crdownload download part tmp ytdl"
 ).split()
 NOT_OPENED = IMAGES | {f".{suffix}" for suffix in NEVER}
-N_OPENED = 20  # files of a suffix that are opened; if none is a video, the others are not
+N_OPENED = 100  # files of a suffix that are opened; if none is a video, the others are not
 TIMEOUT = 10.0  # seconds to open one
 TEXT = frozenset(range(32, 256)) | frozenset(b"\t\n\r\f\x1b")
 
@@ -83,7 +83,9 @@ def list_folder(folder: str | Path) -> Listing:
         found.add(folder, below, sorted(names), inner)
         todo += [os.path.join(below, name) for name in inner]
     bar.close()
-    return Listing(sorted(found.videos), [*found.notes(), *_empty(visited, found.videos)])
+    return Listing(
+        sorted(found.videos), [*found.notes(), *_empty(visited, found.videos, found.flow_folders)]
+    )
 
 
 class _Found:
@@ -125,7 +127,7 @@ class _Found:
             return False
         if self.opened[suffix] >= N_OPENED and suffix not in self.with_videos:
             return False
-        is_one = _is_video(path)
+        is_one = _is_video(os.path.abspath(path))
         self.opened[suffix] += 1
         self.with_videos |= {suffix} if is_one else set()
         return is_one
@@ -141,11 +143,13 @@ class _Found:
             )
         if words:
             more = f" and files of {len(words) - 12} more suffixes" * (len(words) > 12)
-            notes.append(f"{', '.join(words[:12])}{more} are no videos: left out")
+            notes.append(f"left out, being no videos: {', '.join(words[:12])}{more}")
         if self.n_flow:
-            notes.append(f"{self.n_flow} images of optical flow beside frames: left out")
+            notes.append(f"left out: {self.n_flow} images of optical flow beside frames")
         if self.flow_folders:
-            notes.append(f"{_some(self.flow_folders, 'folder')} of optical flow: left out")
+            notes.append(
+                f"left out, being optical flow: {_some(sorted(self.flow_folders), 'folder')}"
+            )
         return notes
 
 
@@ -187,8 +191,8 @@ def _is_video(path: str) -> bool:
     return not TEXT.issuperset(head) and is_video(path, TIMEOUT)
 
 
-def _empty(visited: Sequence[str], videos: Sequence[str]) -> list[str]:
-    """A note on the folders without a video, the uppermost ones."""
+def _empty(visited: Sequence[str], videos: Sequence[str], flow: Sequence[str]) -> list[str]:
+    """A note on the folders without a video, the uppermost ones, besides those of flow."""
     full = {""}
     for path in videos:
         while path not in full:
@@ -198,10 +202,11 @@ def _empty(visited: Sequence[str], videos: Sequence[str]) -> list[str]:
         path
         for path in sorted(visited)
         if path not in full
+        and path not in flow
         and os.path.dirname(path) in full
         and not FLOW_FOLDER.fullmatch(os.path.basename(path))
     ]
-    return [f"{_some(empty, 'folder')}: no video there"] if empty and videos else []
+    return [f"without a video: {_some(empty, 'folder')}"] if empty and videos else []
 
 
 def _count(n: int, noun: str) -> str:

@@ -6,7 +6,6 @@ frame count or the end of a path, is seen from all lines of a file together.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import Any, NamedTuple
 from s2dlib.data.classes import Row, clean, unquote
 from s2dlib.data.listing import SUFFIXES
 from s2dlib.data.splits import file_and_split, parse_split
-from s2dlib.data.table import read_fields, text_lines
+from s2dlib.data.table import load_json, parse_json, read_fields, text_lines
 
 SEP = r"[ \t;,]+"
 SUFFIX = rf'\.(?:{"|".join(SUFFIXES)})"?'  # of a video's file
-NUMBER = r'(?:-?\d+|"-?\d+")'
-INDEXED = re.compile(rf"(?P<path>.+?)(?P<n_frames>{SEP}{NUMBER})?{SEP}(?P<label>{NUMBER})")
+COUNT = r'(?:\d+|"\d+")'
+INDEX = r'(?:-?\d+(?:\.0)?|"-?\d+(?:\.0)?")'  # pandas writes 3.0 where other rows have no label
+INDEXED = re.compile(rf"(?P<path>.+?)(?P<n_frames>{SEP}{COUNT})?{SEP}(?P<label>{INDEX})")
 NAMED = re.compile(
     rf"(?P<path>.+?{SUFFIX}){SEP}(?P<label>(?!\d+{SEP})(?!.*{SUFFIX}$)\S.*)", re.IGNORECASE
 )
@@ -55,6 +55,8 @@ def read_list(annotations: Sequence[str]) -> list[Row]:
     for path, split in map(file_and_split, annotations):
         records = _read_records(path)
         lines = [] if records else [_parse_line(*line) for line in text_lines(path)]
+        if not (records or lines):
+            raise ValueError(f"{path}: no video in it")
         if records:
             rows += _rows_of_records(records, path, split)
         elif (match := HMDB51.fullmatch(path.name)) and _is_hmdb51(lines):
@@ -67,7 +69,7 @@ def read_list(annotations: Sequence[str]) -> list[Row]:
 def _parse_line(where: str, text: str) -> Line:
     if match := INDEXED.fullmatch(text):
         return Line(
-            match["path"], match["n_frames"] or "", int(unquote(match["label"])), where, text
+            match["path"], match["n_frames"] or "", int(float(unquote(match["label"]))), where, text
         )
     if match := NAMED.fullmatch(text):
         return Line(match["path"], "", clean(match["label"]), where, text)
@@ -109,37 +111,36 @@ def _rows_of_hmdb51(lines: Sequence[Line], name: str) -> Iterator[Row]:
         yield Row(names, name if line.label else "", split, line.where, note)
 
 
-def _read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Where, and the columns, of a file with a heading or of JSON lines; other files have none."""
-    lines = text_lines(path)
-    if path.suffix.lower() == ".jsonl":
-        return [(where, _load_object(where, text)) for where, text in lines]
-    _, first = next(lines, ("", ""))
+Record = tuple[str, dict[str, Any]]  # where, and the columns
+
+
+def _read_records(path: Path) -> list[Record]:
+    """The lines of a file with a heading, or the objects of a JSON file; other files have none."""
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        objects = [(f"{path}, entry {i}", x) for i, x in enumerate(load_json(path, (list,)), 1)]
+    elif suffix == ".jsonl":
+        objects = [(where, parse_json(where, text)) for where, text in text_lines(path)]
+    else:
+        return list(_read_columns(path))
+    if wrong := next((pair for pair in objects if not isinstance(pair[1], dict)), None):
+        raise ValueError(f"{wrong[0]}: expected an object of file_name and label, got {wrong[1]}")
+    return objects
+
+
+def _read_columns(path: Path) -> Iterator[Record]:
+    _, first = next(text_lines(path), ("", ""))
     delimiter = next((sign for sign in ",;\t" if sign in first), " ")
     heading = [clean(word).lower() for word in first.split(delimiter)]
     if len(heading) < 2 or not set(heading) & set(PATH_COLUMNS):
-        return []
-    records = []
+        return
     for where, fields in list(read_fields(path, delimiter))[1:]:
         if len(fields) != len(heading):
             raise ValueError(f"{where}: {len(fields)} fields, expected {len(heading)}")
-        records.append((where, dict(zip(heading, fields, strict=True))))
-    return records
+        yield where, dict(zip(heading, fields, strict=True))
 
 
-def _load_object(where: str, text: str) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected an object with file_name and label, got {text}")
-    return record
-
-
-def _rows_of_records(
-    records: Sequence[tuple[str, dict[str, Any]]], path: Path, split: str
-) -> Iterator[Row]:
+def _rows_of_records(records: Sequence[Record], path: Path, split: str) -> Iterator[Row]:
     columns = records[0][1]
     name = next((name for name in PATH_COLUMNS if name in columns), "")
     label = next((name for name in LABEL_COLUMNS if name in columns), "")
@@ -148,13 +149,14 @@ def _rows_of_records(
             f"{path}: expected a column of {', '.join(PATH_COLUMNS)} and one of "
             f"{', '.join(LABEL_COLUMNS)}, got {', '.join(columns)}"
         )
-    labels = [record.get(label, "") for _, record in records]
-    labels = ["" if value is None else value for value in labels]
-    indexed = all(re.fullmatch(r"-?\d+|", str(value).strip()) for value in labels)
-    for (where, record), value in zip(records, labels, strict=True):
-        if not isinstance(value, str | int) or not isinstance(record.get(name), str):
+    labels = [record.get(label) for _, record in records]
+    texts = ["" if value is None else clean(value) for value in labels]
+    indexed = all(re.fullmatch(rf"{INDEX}|", text) for text in texts)
+    for (where, record), value, text in zip(records, labels, texts, strict=True):
+        video = record.get(name)
+        if not isinstance(value, str | int | float | None) or not isinstance(video, str):
             raise ValueError(f"{where}: expected one {name} and one {label}, got {record}")
-        video, own = record[name], parse_split(record.get("split") or split, path, where)
+        own = parse_split(record.get("split") or split, path, where)
         names = (f"{path.absolute().parent.name}/{video}", video)  # of the file's own folder
-        value = int(value) if indexed and str(value).strip() else clean(value)
-        yield Row(names if path.stem == "metadata" else (video,), value, own, where)
+        index = int(float(text)) if indexed and text else text
+        yield Row(names if path.stem == "metadata" else (video,), index, own, where)

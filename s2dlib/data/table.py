@@ -6,6 +6,7 @@ import csv as csv_format
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,24 +85,26 @@ def text_lines(path: str | Path) -> Iterator[tuple[str, str]]:
 
 
 def load_json(path: str | Path, kinds: tuple[type, ...]) -> Any:  # noqa: ANN401
-    """The content of a JSON file, of one of some types; a key twice is an error."""
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
-        return content
-
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        value = json.loads(text, object_pairs_hook=unique)
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
+    """The content of a JSON file, of one of some types."""
+    value = parse_json(str(path), Path(path).read_bytes().removeprefix(BOM))
     if not isinstance(value, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{path}: expected a JSON {names}, got {type(value).__name__}")
     return value
+
+
+def parse_json(where: str, text: str | bytes) -> Any:  # noqa: ANN401
+    """The value of a JSON text; an error, also a key that is there twice, begins with `where`."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if repeated := [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]:
+            raise ValueError(f"{repeated[0]!r} is there twice")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON, or not clear ({error})") from error
 
 
 ESCAPED = re.compile(r"\\udc([89a-f][0-9a-f])")
