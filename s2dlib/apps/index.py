@@ -21,6 +21,7 @@ from s2dlib.data.annotations import (
 from s2dlib.data.classes import Row, read_classes
 from s2dlib.data.index import make_index, missing_of, write_index
 from s2dlib.data.lists import read_list
+from s2dlib.data.table import escape
 from s2dlib.presets import PRESETS
 
 
@@ -101,8 +102,7 @@ def index_videos(args: argparse.Namespace) -> None:
     rows = reader(**{name: getattr(args, name) for name in inspect.signature(reader).parameters})
     table, notes = make_index(rows, args.videos, classes)
     index = write_index(table, args.videos, args.out, args.replace)
-    text = "\n".join([summary(table).to_string(), *notes])
-    print(text.encode(errors="backslashreplace").decode())  # names that are not UTF-8
+    print(escape("\n".join([summary(table).to_string(), *notes])))
     found = table[table["path"].notna()]
     print(f"{found['label'].nunique()} of {table['label'].nunique()} classes: {index}")
     if len(found) < len(table):

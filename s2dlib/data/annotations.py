@@ -135,7 +135,7 @@ def read_folders(
         split = split_of_folder(parts[level or 0])
         if level is None:
             note = f"folder {parts[0]} is taken for a class, not for {split}" * bool(split)
-            split = _hash_split(f"{seed}/{path.as_posix()}", fractions)
+            split = hash_split(f"{seed}/{path.as_posix()}", fractions)
         elif parts[level].lower() != split:
             note = f"folder {parts[level]} is the split {split}"
         rows.append(Row((str(path),), parts[int(level == 0)], split, where, note))
@@ -189,6 +189,7 @@ def _split_level(videos: Path, paths: Sequence[Path]) -> int | None:
     return None
 
 
-def _hash_split(text: str, fractions: Sequence[float]) -> str:
+def hash_split(text: str, fractions: Sequence[float]) -> str:
+    """The split of a text, always the same, whatever other ones there are."""
     u = int.from_bytes(hashlib.sha1(os.fsencode(text)).digest()[:8]) / 2**64  # uniform in [0, 1)
     return "train" if u < fractions[0] else "val" if u < sum(fractions[:2]) else "test"

@@ -19,8 +19,9 @@ import pandas as pd
 
 from s2dlib.data.classes import Classes, Row, normalise, number_labels
 from s2dlib.data.files import write_atomic
-from s2dlib.data.listing import IMAGES, VIDEOS, list_folder, list_videos
-from s2dlib.data.table import escape_path, read_lines
+from s2dlib.data.frames import IMAGES
+from s2dlib.data.listing import VIDEOS, list_folder, list_videos
+from s2dlib.data.table import escape, read_lines
 
 __all__ = ["IMAGES", "Row", "list_videos"]  # also of use elsewhere
 
@@ -157,17 +158,22 @@ def write_index(
         raise ValueError(text)
     if folder.is_relative_to(out.parent):
         folder = folder.relative_to(out.parent)
-    found = found.assign(path=[escape_path(folder / path) for path in found["path"]])
+    found = found.assign(path=[_no_blank_first(folder / path) for path in found["path"]])
     write_atomic(missing_of(out), _csv(missing.drop(columns="path")))
     return write_atomic(out, _csv(found.drop(columns="name")))
 
 
+def _no_blank_first(path: Path) -> str:
+    """A path as it is, or from ./ on: readers of a CSV skip the blanks before a field."""
+    return f"./{path}" if str(path)[0].isspace() else str(path)
+
+
 def _csv(table: pd.DataFrame) -> bytes:
-    """A table as CSV; what is not UTF-8, as in a folder's name, is escaped (escape_path)."""
+    """A table as CSV; what is not UTF-8, as in a folder's name, is escaped."""
     text = table.to_csv(index=False)
     if "\r" in text:  # which is not quoted, and ends a line
         text = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
-    return text.encode(errors="backslashreplace")
+    return escape(text).encode()
 
 
 def missing_of(index: str | Path) -> Path:

@@ -1,32 +1,32 @@
 """The videos below a folder, and what lies there besides.
 
 A video is a file with a suffix of one, any other file that a reader can open, or a folder of
-numbered frames. What is left out is counted: a class must not vanish without a word.
+numbered frames (frames.py). What is left out is counted: a class must not vanish without a word.
 """
 
 from __future__ import annotations
 
 import codecs
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
+from s2dlib.data.frames import IMAGES, NUMBERED, is_flow_folder, split_flow
 from s2dlib.data.readers import is_video
 
 SUFFIXES = (
     "3g2 3gp asf avi divx f4v flv m1v m2ts m2v m4v mkv mov mp4 mpe mpeg mpg mts mxf ogv rm rmvb ts "
     "vob webm wmv"
 ).split()
-VIDEOS, IMAGES = {f".{suffix}" for suffix in SUFFIXES}, {".jpg", ".jpeg", ".png"}
+VIDEOS = {f".{suffix}" for suffix in SUFFIXES}
 # FFmpeg opens pictures, and covers of sound files, as videos of one frame. The last are unfinished.
 NEVER = (
-    "avif bmp dng dpx exr heic heif ico jp2 jxl pbm pgm ppm psd svg tga tif tiff webp "
+    "avif dng dpx exr heic heif ico jp2 jxl pbm psd svg tga "
     "aac ac3 aif aiff amr flac m4a mka mp3 oga opus wav wma "
     "aria2 crdownload download part tmp ytdl"
 ).split()
@@ -34,11 +34,6 @@ NOT_OPENED = IMAGES | {f".{suffix}" for suffix in NEVER}
 N_OPENED = 100  # files of a suffix that are opened; if none is a video, the others are not
 TIMEOUT = 10.0  # seconds to open one
 TEXT = frozenset(range(32, 256)) | frozenset(b"\t\n\r\f\x1b")
-
-NUMBERED = re.compile(r"(?P<prefix>.*?)\d+\.(?:jpe?g|png)", re.IGNORECASE | re.DOTALL)
-# What TSN and denseflow write beside the frames: flow_x_00001.jpg, flow_y_00001.jpg, x_00001.jpg.
-FLOW_PREFIX = re.compile(r".*flow(?:_?[xyuv])?[_-]?|[xyuv][_-]?", re.IGNORECASE | re.DOTALL)
-FLOW_FOLDER = re.compile(r"(?:tvl1|optical)?_?flows?(?:_?[xyuv])?|flow_?images", re.IGNORECASE)
 
 
 class Listing(NamedTuple):
@@ -104,14 +99,14 @@ class _Found:
         videos = [name for name in names if _suffix(name) in VIDEOS]
         images = [name for name in names if _suffix(name) in IMAGES]
         others = [name for name in names if _suffix(name) not in VIDEOS | IMAGES]
-        frames, flow = _split_flow(images)
-        alone = below and not videos and all(map(FLOW_FOLDER.fullmatch, inner))
+        frames, flow = split_flow(images)
+        alone = below and not videos and all(map(is_flow_folder, inner))
         if not (alone and len(frames) + len(flow) > len(others)):  # else images are thumbnails
             videos += [name for name in others if self._opens(os.path.join(folder, below, name))]
         self.videos += [os.path.join(below, name) for name in videos]
         beside = ""
         if alone and not videos and (frames or flow):
-            if not frames or any(map(FLOW_FOLDER.fullmatch, below.split(os.sep))):
+            if not frames or any(map(is_flow_folder, below.split(os.sep))):
                 self.flow_folders.append(below)
             else:
                 self.videos.append(below)
@@ -157,23 +152,6 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _split_flow(images: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The numbered images that are frames, and those of optical flow, by their prefix.
-
-    A single letter means flow only where there are images of another prefix.
-    """
-    series: dict[str, list[str]] = {}
-    for name in images:
-        if match := NUMBERED.fullmatch(name):
-            series.setdefault(match["prefix"], []).append(name)
-    is_flow = {
-        prefix: bool(FLOW_PREFIX.fullmatch(prefix)) and (len(series) > 1 or len(prefix) > 2)
-        for prefix in series
-    }
-    frames = [name for prefix, names in series.items() if not is_flow[prefix] for name in names]
-    return frames, [name for prefix, names in series.items() if is_flow[prefix] for name in names]
-
-
 @cache  # a folder is listed by its reader and again for the look-up
 def _is_video(path: str) -> bool:
     """Whether a reader can open a file; text, often many small files, is told by its head."""
@@ -204,7 +182,7 @@ def _empty(visited: Sequence[str], videos: Sequence[str], flow: Sequence[str]) -
         if path not in full
         and path not in flow
         and os.path.dirname(path) in full
-        and not FLOW_FOLDER.fullmatch(os.path.basename(path))
+        and not is_flow_folder(os.path.basename(path))
     ]
     return [f"without a video: {_some(empty, 'folder')}"] if empty and videos else []
 

@@ -107,23 +107,19 @@ def parse_json(where: str, text: str | bytes) -> Any:  # noqa: ANN401
         raise ValueError(f"{where}: not JSON, or not clear ({error})") from error
 
 
-ESCAPED = re.compile(r"\\udc([89a-f][0-9a-f])")
+ESCAPED = re.compile(r"\\x([89a-f][0-9a-f])")
 
 
-def escape_path(path: str | Path) -> str:
-    """A path as a CSV in UTF-8 can hold it: a byte that is not UTF-8 becomes \\udc and its digits.
-
-    Blanks before a name are skipped by readers, and so do not come first.
-    """
-    text = str(path).encode(errors="backslashreplace").decode()
-    return f"./{text}" if text[:1].isspace() else text
+def escape(text: str) -> str:
+    r"""A text that a file in UTF-8 can hold: bytes of a path that are not UTF-8 become \xdf."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def absolute_path(folder: str | Path, text: str) -> str:
-    """The path that a CSV of that folder means by a text, as the file system needs it."""
+    """The path that a CSV of that folder means by a text, escaped or not."""
     path = os.path.normpath(os.path.join(folder, text))
     if ESCAPED.search(text) and not os.path.lexists(path):
-        return ESCAPED.sub(lambda match: chr(0xDC00 + int(match[1], 16)), path)
+        return ESCAPED.sub(lambda match: os.fsdecode(bytes.fromhex(match[1])), path)
     return path
 
 
