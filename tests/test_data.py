@@ -97,6 +97,12 @@ def test_a_bad_csv_is_an_error_that_names_file_and_row(tmp_path, text, cause):
         read_csv(write_csv(tmp_path / "bad.csv", text))
 
 
+def test_a_label_composed_or_decomposed_is_one_class(tmp_path):
+    text = "path,label,split\nx,café,train\ny,cafe\u0301 ,test\nz,nod,test\n"
+    table = read_csv(write_csv(tmp_path / "a.csv", text))
+    assert table.label.tolist() == [0, 0, 1] and class_names(table) == ["café", "nod"]
+
+
 def test_a_path_is_found_as_it_is_written_and_bytes_that_are_no_utf8_by_their_escape(tmp_path):
     names = [os.fsdecode(b"a\xdf.mp4"), r"b\xdf.mp4"]
     for name in names:

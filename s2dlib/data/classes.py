@@ -151,7 +151,8 @@ def clean(text: object) -> str:
 
 def unquote(text: str) -> str:
     """A field of a CSV without its quotes."""
-    return text[1:-1].replace('""', '"') if re.fullmatch(r'".*"', text, re.DOTALL) else text
+    is_quoted = re.fullmatch(r'"(?:[^"]|"")*"', text) is not None
+    return text[1:-1].replace('""', '"') if is_quoted else text
 
 
 def normalise(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -169,9 +169,9 @@ def _is_video(path: str) -> bool:
     return not TEXT.issuperset(head) and is_video(path, TIMEOUT)
 
 
-def _empty(visited: Sequence[str], videos: Sequence[str], flow: Sequence[str]) -> list[str]:
+def _empty(visited: Sequence[str], videos: Sequence[str], flow: Iterable[str]) -> list[str]:
     """A note on the folders without a video, the uppermost ones, besides those of flow."""
-    full = {""}
+    full, flow = {""}, set(flow)
     for path in videos:
         while path not in full:
             full.add(path)

@@ -27,7 +27,10 @@ NAMED = re.compile(
 OVERLONG = re.compile(rf"{SUFFIX}{SEP}[^/\\]*$", re.IGNORECASE)  # a path with more behind it
 CLIP = re.compile(r"(?:^|[/\\])([\w-]{11})(_\d{6}_\d{6})(?:\.\w+)?$")  # of Kinetics
 HMDB51 = re.compile(r"(.+)_test_split\d\.txt")
-PATH_COLUMNS = ("file_name", "path", "video_path", "video", "filename", "filepath", "file")
+PATH_COLUMNS = (
+    *("file_name", "path", "video_path", "video", "filename", "filepath", "file"),
+    *("video_name", "video_id", "clip"),
+)
 LABEL_COLUMNS = ("label_name", "class_name", "label", "class", "action", "category")
 
 

@@ -47,7 +47,9 @@ def read_csv(csv: str | Path) -> pd.DataFrame:
         if empty := [name for name in REQUIRED if not record[name].strip()]:
             raise ValueError(f"{csv}, row {line}: {empty[0]} is empty")
     table = pd.DataFrame(list(records.values()), index=list(records), dtype=object)
-    table[["label", "split"]] = table[["label", "split"]].map(str.strip)
+    table["split"] = table["split"].str.strip()
+    for column in {"label", "label_name"} & set(columns):  # composed, so that one class is one
+        table[column] = table[column].str.strip().str.normalize("NFC")
     folder = os.path.abspath(os.path.dirname(csv))
     table["path"] = [absolute_path(folder, path) for path in table["path"]]
     if (twice := table["path"].duplicated()).any():
@@ -144,7 +146,7 @@ def _number_labels(table: pd.DataFrame, csv: str | Path) -> None:
         if n > 1 and set(table["label"]) == set(range(1, n + 1)):
             raise ValueError(f"{csv}: labels run from 1 to {n}; they must count from 0")
         return
-    table["class_name"] = table["label_name"].str.strip()
+    table["class_name"] = table["label_name"]
     for a, b in (("label", "class_name"), ("class_name", "label")):
         first = table.groupby(a)[b].transform("first")
         if (differs := first != table[b]).any():
