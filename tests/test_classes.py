@@ -140,6 +140,15 @@ def test_folders_that_hold_several_classes_say_nothing_of_their_numbers():
     assert numbers == [0, 1, 1, 1, 0] and notes == []
 
 
+def test_gaps_in_numbers_are_told():
+    assert number_labels(rows_of([0, 4, 2]), None) == (
+        [0, 4, 2],
+        None,
+        ["2 of 5 classes have no video: 1, 3 ..."],
+    )
+    assert number_labels(rows_of([0, 10**12]), None)[2][0].endswith("no video: 1, 2, 3, 4, 5 ...")
+
+
 def test_names_that_differ_in_spelling_alone_are_told():
     numbers, _, notes = number_labels(rows_of(["Wave", "wave", "nod ", "nod"]), None)
     assert numbers == [0, 2, 1, 1]

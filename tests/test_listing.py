@@ -80,6 +80,7 @@ def test_folders_without_a_video_are_named(tmp_path):
         (["image", "u", "v"], ["image"]),
         (["", "flow_"], [""]),
         (["v_"], ["v_"]),  # the only one
+        (["overflow_"], ["overflow_"]),
         (["flow_i_", "flow_x_"], ["flow_i_"]),  # dense_flow's own frames
         (["flow_x_", "flow_y_"], []),
         (["x_", "y_"], []),

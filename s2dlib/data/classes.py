@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -186,17 +186,23 @@ def number_labels(
         alike = [name for name in names if spelt[normalise(name)] > 1]
         notes += [f"classes that differ in their spelling alone: {', '.join(alike)}"] * bool(alike)
     first = _first_index(indexed, classes, notes) if indexed else 0
-    if classes is None and first == 1:  # each named by its owner's index
-        classes = Classes([str(i + 1) for i in range(max(int(row.label) for row in rows))])
+    if classes is None:  # numbers alone, without gaps if they count from 1
+        numbers = {int(row.label) for row in rows}
+        n = max(numbers, default=0) + 1 - first
+        if n > len(numbers) > 0:
+            some = islice((str(i) for i in range(n) if i not in numbers), 5)
+            notes.append(f"{n - len(numbers)} of {n} classes have no video: {', '.join(some)} ...")
+        if first == 1:  # each is named by its owner's index
+            classes = Classes([str(i) for i in sorted(numbers)])
     names = [clean(name) for name in classes.names] if classes else []
-    numbers = {normalise(name): i for i, name in enumerate(names)}
-    numbers |= {name: i for i, name in enumerate(names)}
+    indices = {normalise(name): i for i, name in enumerate(names)}
+    indices |= {name: i for i, name in enumerate(names)}
     labels = []
     for row in rows:
         if not isinstance(row.label, str):
             labels.append(row.label - first)
             continue
-        label = numbers.get(clean(row.label), numbers.get(normalise(row.label)))
+        label = indices.get(clean(row.label), indices.get(normalise(row.label)))
         if label is None:
             raise ValueError(f"{row.where}: {row.label!r} is none of the {len(names)} classes")
         labels.append(label)
@@ -211,7 +217,7 @@ def _first_index(rows: Sequence[Row], classes: Classes | None, notes: list[str])
     first = _first_by_folder(rows, classes)
     if first is None and classes and classes.first is not None and 0 < low and high < n:
         first = classes.first
-    if first is None and low == 1 and set(labels) == set(range(1, (n or high) + 1)):
+    if first is None and low == 1 and len(set(labels)) == high == (n or high):
         first = 1
     if first is None and classes and classes.first == 1 and 0 < low and high == n:
         first = 1

@@ -13,7 +13,9 @@ from collections.abc import Iterable
 SUFFIXES = ("bmp", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp")
 IMAGES = {f".{suffix}" for suffix in SUFFIXES}
 NUMBERED = re.compile(rf"(?P<prefix>.*?)\d+\.(?:{'|'.join(SUFFIXES)})", re.IGNORECASE | re.DOTALL)
-_FLOW = re.compile(r".*flow(?:[_-]?[xyuv])?[_-]?", re.IGNORECASE | re.DOTALL)
+_FLOW = re.compile(
+    r"(?:.*[\W\d_]|optical|tvl1)?flow(?:[_-]?[xyuv])?[_-]?", re.IGNORECASE | re.DOTALL
+)
 _FLOW_AXIS = re.compile(r"[xyuv][_-]?", re.IGNORECASE)  # if there are images without it
 _FLOW_FOLDER = re.compile(r"(?:tvl1|optical)?_?flows?(?:_?[xyuv])?|flow_?images", re.IGNORECASE)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from s2dlib.data.frames import IMAGES, NUMBERED, is_flow_folder, split_flow
+from s2dlib.data.frames import IMAGES, is_flow_folder, split_flow
 from s2dlib.data.readers import is_video
 
 SUFFIXES = (
@@ -96,9 +96,12 @@ class _Found:
 
     def add(self, folder: str | Path, below: str, names: Sequence[str], inner: list[str]) -> None:
         """Take in the names of a folder's files, and of the folders within it."""
-        videos = [name for name in names if _suffix(name) in VIDEOS]
-        images = [name for name in names if _suffix(name) in IMAGES]
-        others = [name for name in names if _suffix(name) not in VIDEOS | IMAGES]
+        videos: list[str] = []
+        images: list[str] = []
+        others: list[str] = []
+        for name in names:
+            suffix = _suffix(name)
+            (videos if suffix in VIDEOS else images if suffix in IMAGES else others).append(name)
         frames, flow = split_flow(images)
         alone = below and not videos and all(map(is_flow_folder, inner))
         if not (alone and len(frames) + len(flow) > len(others)):  # else images are thumbnails
@@ -111,9 +114,9 @@ class _Found:
             else:
                 self.videos.append(below)
                 self.n_flow += len(flow)
-            images = [name for name in images if not NUMBERED.fullmatch(name)]
+            images = sorted(set(images).difference(frames, flow))
             beside = " beside frames"
-        rest = (set(others) - set(videos)) | set(images)
+        rest = [*set(others).difference(videos), *images]
         self.left_out.update(_suffix(name) + beside for name in rest)
 
     def _opens(self, path: str) -> bool:

@@ -27,13 +27,16 @@ def split_of_folder(name: str) -> str:
 
 
 def file_and_split(text: str) -> tuple[Path, str]:
-    """`SPLIT=FILE`, or a file whose name or folder tells its split, or one that does not ("")."""
+    """`SPLIT=FILE`, or a file whose name tells its split, or one that does not ("").
+
+    Hugging Face's metadata.csv lies in the folder of its split.
+    """
     word, _, rest = text.partition("=")
     if rest and word.lower() in SPLITS:
         return Path(rest), SPLITS[word.lower()]
     path = Path(text)
     found = {SPLITS[word] for word in words(path.stem) if word in SPLITS}
-    if not found:
+    if not found and path.stem == "metadata":
         found = {split_of_folder(path.absolute().parent.name)} - {""}
     return path, found.pop() if len(found) == 1 else ""
 

@@ -142,8 +142,8 @@ def _number_labels(table: pd.DataFrame, csv: str | Path) -> None:
         raise ValueError(f"{csv}, row {line}: label must be >= 0, got {table['label'][line]}")
     table["class_name"] = table["label"].astype(str)
     if "label_name" not in table:
-        n = table["label"].max()
-        if n > 1 and set(table["label"]) == set(range(1, n + 1)):
+        n = table["label"].nunique()
+        if n > 1 and table["label"].min() == 1 and table["label"].max() == n:
             raise ValueError(f"{csv}: labels run from 1 to {n}; they must count from 0")
         return
     table["class_name"] = table["label_name"]
