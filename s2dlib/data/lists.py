@@ -31,7 +31,7 @@ PATH_COLUMNS = (
     *("file_name", "path", "video_path", "video", "filename", "filepath", "file"),
     *("video_name", "video_id", "clip"),
 )
-LABEL_COLUMNS = ("label_name", "class_name", "label", "class", "action", "category")
+LABEL_COLUMNS = ("label", "class", "action", "category", "label_name", "class_name")
 
 
 class Line(NamedTuple):
@@ -159,7 +159,7 @@ def _rows_of_records(records: Sequence[Record], path: Path, split: str) -> Itera
         video = record.get(name)
         if not isinstance(value, str | int | float | None) or not isinstance(video, str):
             raise ValueError(f"{where}: expected one {name} and one {label}, got {record}")
-        own = parse_split(record.get("split") or split, path, where)
+        own = parse_split(str(record.get("split") or split), path, where)
         names = (f"{path.absolute().parent.name}/{video}", video)  # of the file's own folder
         index = int(float(text)) if indexed and text else text
         yield Row(names if path.stem == "metadata" else (video,), index, own, where)
