@@ -39,8 +39,8 @@ def make_index(
         classes: of read_classes; None: sorted by name, and indices stay without names.
 
     Returns:
-        COLUMNS, a row a video that has a label, path relative to the folder and missing where the
-        video is; and notes, a sentence each.
+        COLUMNS, a row a video that has a label, path relative to the folder or missing; and notes,
+        a sentence each.
 
     Raises:
         ValueError: an unknown class, a video with two labels or splits, nothing found at all.
