@@ -88,6 +88,8 @@ class DataConfig(Config):
     flip: Bool = True  # training only; not where left and right are labels
     gray: Bool = False  # keep one channel; the model repeats it after sampling
     cache: str | None = None  # folder for decoded frames; None: decode each time
+    # seconds without progress that are granted to the reader of a video
+    timeout: Annotated[float, Field(gt=0)] = 60.0
     n_clips: Annotated[int, Field(ge=0)] = 0  # of each split, the first, for trials; 0: all
 
     def __post_init__(self) -> None:

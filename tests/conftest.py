@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -60,6 +61,20 @@ def make_video() -> Callable[..., Path]:
 def read_barcodes() -> Callable[[torch.Tensor], list[int]]:
     """read_barcodes(frames (n, 3, H, W)) -> the index each frame carries."""
     return barcodes
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    """write(name, text or bytes or what JSON holds) -> path; write(name) -> an empty file."""
+
+    def write_file(name: str | bytes, content: object = b"") -> str:
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = content if isinstance(content, str | bytes) else json.dumps(content)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    return write_file
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import replace
 
@@ -82,6 +83,7 @@ BAD = {
     "path,label,split\nx,a,train\ny,b, \n": "row 3: split is empty",
     "path,label,split\nx,a,train\ny,b,train\n./x,a,test\n": "row 4: .*x is in row 2 already",
     "path,label,split\nx,0,train\ny,-1,test\n": "row 3: label must be >= 0, got -1",
+    "path,label,split\nx,1,train\ny,2,test\n": "labels run from 1 to 2; they must count from 0",
     "path,label,label_name,split\nx,0,a,train\ny,one,b,test\n": "row 3: .* integer, got 'one'",
     "path,label,label_name,split\nx,0,a,train\ny,0,b,train\n": "label 0 has class_name b, but a",
     "path,label,label_name,split\nx,0,a,train\ny,1,a,test\n": "class_name a has label 1, but 0",
@@ -93,6 +95,21 @@ BAD = {
 def test_a_bad_csv_is_an_error_that_names_file_and_row(tmp_path, text, cause):
     with pytest.raises(ValueError, match=rf"bad\.csv.*{cause}"):
         read_csv(write_csv(tmp_path / "bad.csv", text))
+
+
+def test_a_label_composed_or_decomposed_is_one_class(tmp_path):
+    text = "path,label,split\nx,café,train\ny,cafe\u0301 ,test\nz,nod,test\n"
+    table = read_csv(write_csv(tmp_path / "a.csv", text))
+    assert table.label.tolist() == [0, 0, 1] and class_names(table) == ["café", "nod"]
+
+
+def test_a_path_is_found_as_it_is_written_and_bytes_that_are_no_utf8_by_their_escape(tmp_path):
+    names = [os.fsdecode(b"a\xdf.mp4"), r"b\xdf.mp4"]
+    for name in names:
+        (tmp_path / name).touch()
+    lines = [r"a\xdf.mp4,one,train", r"b\xdf.mp4,two,train", "./ c.mp4,two,train"]
+    table = read_csv(write_csv(tmp_path / "a.csv", "\n".join(["path,label,split", *lines])))
+    assert table.path.tolist() == [str(tmp_path / name) for name in (*names, " c.mp4")]
 
 
 def test_a_missing_csv_and_an_unknown_split_are_errors(config, tmp_path):

@@ -7,9 +7,9 @@ import os
 import pandas as pd
 import pytest
 
+from s2dlib.data.classes import Classes
 from s2dlib.data.index import (
     Row,
-    list_videos,
     make_index,
     missing_of,
     read_missing,
@@ -36,23 +36,7 @@ def paths(folder, *names, **options):
     return make_index(rows, folder, **options)[0]["path"].tolist()
 
 
-# The folder
-
-
-def test_videos_are_files_by_suffix_and_folders_that_hold_frames_alone(tmp_path):
-    touch(tmp_path, "a.mp4", "b/c.MKV", "b/c.jpg", "b/notes.txt", "d e/00001.jpg", "d e/00002.jpg")
-    touch(tmp_path, "f/1/img_1.png", "f/cover.jpg", "empty/x.part", ".hidden/a.mp4", "._a.mp4")
-    assert list_videos(tmp_path) == ["a.mp4", "b/c.MKV", "d e", "f/1"]
-
-
-def test_links_are_followed_and_a_loop_ends(tmp_path):
-    touch(tmp_path, "disk/wave/a.mp4")
-    videos = tmp_path / "videos"
-    videos.mkdir()
-    (videos / "train").symlink_to(tmp_path / "disk")
-    (tmp_path / "disk" / "wave" / "up").symlink_to(tmp_path / "disk")
-    found = list_videos(videos)
-    assert found[-1] == "train/wave/a.mp4" and len(found) <= 2
+# The look-up
 
 
 def test_no_file_is_asked_for_by_itself(tmp_path, monkeypatch):
@@ -64,9 +48,6 @@ def test_no_file_is_asked_for_by_itself(tmp_path, monkeypatch):
     assert len(paths(tmp_path, *(str(i) for i in range(5)))) == 5
     monkeypatch.undo()
     assert asked == []
-
-
-# The look-up
 
 
 @pytest.mark.parametrize(
@@ -117,6 +98,18 @@ def test_nothing_found_shows_names_expected_and_names_there(tmp_path):
         make_index([row("y")], tmp_path / "nowhere")
 
 
+def test_suffixes_upon_suffixes_and_unknown_ones_are_no_part_of_a_name(tmp_path, make_video):
+    touch(tmp_path, "a.mp4.webm", "b.mkv")
+    make_video(tmp_path / "c.mp4", 2).rename(tmp_path / "c.xyz")
+    assert paths(tmp_path, "a", "b.avi", "c.mp4") == ["a.mp4.webm", "b.mkv", "c.xyz"]
+
+
+def test_names_composed_or_decomposed_are_the_same_and_such_files_are_kept_apart(tmp_path):
+    touch(tmp_path, "cafe\u0301/e\u0301.mp4", "b/é.mp4", "b/e\u0301.mp4")
+    assert paths(tmp_path, "café/é") == ["cafe\u0301/e\u0301.mp4"]
+    assert paths(tmp_path, "b/é.mp4", "b/e\u0301.mp4") == ["b/é.mp4", "b/e\u0301.mp4"]
+
+
 # Classes and repeated rows
 
 
@@ -125,7 +118,7 @@ def test_classes_are_numbered_in_their_owners_order_else_sorted(tmp_path):
     rows = [row("a", "wave"), row("b", "clap"), row("gone", "nod")]
     assert make_index(rows, tmp_path)[0]["label"].tolist() == [2, 0, 1]
     rows[0] = row("a", "wave_ (hard)")  # spelt otherwise than by its owner
-    table, _ = make_index(rows, tmp_path, ["Wave, hard", "walk", "nod", "clap"])
+    table, _ = make_index(rows, tmp_path, Classes(["Wave, hard", "walk", "nod", "clap"]))
     assert table["label"].tolist() == [0, 3, 2] and table["label_name"][0] == "Wave, hard"
 
 
@@ -134,7 +127,7 @@ def test_an_index_keeps_its_number_and_gets_a_name_where_there_is_one(tmp_path):
     rows = [row("a", 2), row("b", 0)]
     table, _ = make_index(rows, tmp_path)
     assert table["label"].tolist() == [2, 0] and "label_name" not in table
-    table, _ = make_index(rows, tmp_path, ["x", "y", "z"])
+    table, _ = make_index(rows, tmp_path, Classes(["x", "y", "z"]))
     assert table["label_name"].tolist() == ["z", "x"]
 
 
@@ -145,7 +138,7 @@ def test_an_index_keeps_its_number_and_gets_a_name_where_there_is_one(tmp_path):
 def test_a_class_that_is_not_there_is_an_error_with_its_line(tmp_path, label, words):
     touch(tmp_path, "a.mp4")
     with pytest.raises(ValueError, match=f"a.txt, line 7: .*{words}"):
-        make_index([row("a", label, where="a.txt, line 7")], tmp_path, ["wave", "clap"])
+        make_index([row("a", label, where="a.txt, line 7")], tmp_path, Classes(["wave", "clap"]))
 
 
 def test_rows_without_label_are_left_out_and_counted_by_file(tmp_path):
@@ -191,6 +184,25 @@ def test_the_index_is_read_back_with_paths_relative_where_the_videos_lie_below_i
         assert missing[["name", "split"]].to_numpy().tolist() == [["gone", "val"]]
     assert missing_of(inside).name == "x.missing.csv" and not list(tmp_path.rglob(".part*"))
     assert len(read_missing(tmp_path / "none.csv")) == 0
+
+
+NAMES = [
+    *("2024-11-26T12:30:05.mp4", 'a "b", c.mp4', "line\nbreak.mp4", "cr\rret.mp4", "-dash.mp4"),
+    *(" blank.mp4", "blank .mp4", "back\\slash.mp4", "\\xdf.mp4", "=1.mp4", "NA.mp4", "\u2028.mp4"),
+    *(os.fsdecode(b"stra\xdfe.mp4"), os.fsdecode(b"\xff\xfe.mp4"), "größe.mp4"),
+]
+
+
+@pytest.mark.parametrize("odd", [NAMES, [name for name in NAMES if "\r" not in name]])
+def test_any_name_survives_the_index_and_other_readers_of_it(tmp_path, odd):
+    touch(tmp_path, *odd)
+    table, _ = make_index([row(name) for name in odd], tmp_path)
+    read = read_csv(index := write_index(table, tmp_path, tmp_path / "x.csv"))
+    assert read["path"].tolist() == [str(tmp_path / name) for name in odd]
+    assert all(map(os.path.exists, read["path"]))
+    assert pd.read_csv(index)["path"].iloc[-1] == "größe.mp4" and len(pd.read_csv(index)) == len(
+        odd
+    )
 
 
 def test_an_index_is_not_replaced_by_a_smaller_one_unasked(tmp_path):

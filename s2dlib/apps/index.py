@@ -13,14 +13,15 @@ from typing import NamedTuple
 import pandas as pd
 
 from s2dlib.data.annotations import (
-    read_classes,
     read_folders,
     read_kinetics,
-    read_list,
     read_mini_kinetics,
     read_something,
 )
-from s2dlib.data.index import Row, make_index, missing_of, write_index
+from s2dlib.data.classes import Row, read_classes
+from s2dlib.data.index import make_index, missing_of, write_index
+from s2dlib.data.lists import read_list
+from s2dlib.data.table import escape
 from s2dlib.presets import PRESETS
 
 
@@ -85,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "mini-kinetics":
             words = "Kinetics-400's own CSVs, for lists of ids"
             sub.add_argument("--kinetics", nargs="+", metavar="FILE", help=words)
-        words = "class names in their order: one a line, or JSON name -> index"
+        words = "class names: one a line, with or without its index, or JSON"
         sub.add_argument("--classes", required=name.startswith("ssv"), metavar="FILE", help=words)
         sub.add_argument("--videos", required=True, metavar="DIR", help="a folder above all videos")
         words = "the index; default: %(default)s"
@@ -101,7 +102,7 @@ def index_videos(args: argparse.Namespace) -> None:
     rows = reader(**{name: getattr(args, name) for name in inspect.signature(reader).parameters})
     table, notes = make_index(rows, args.videos, classes)
     index = write_index(table, args.videos, args.out, args.replace)
-    print(summary(table).to_string(), *notes, sep="\n")
+    print(escape("\n".join([summary(table).to_string(), *notes])))
     found = table[table["path"].notna()]
     print(f"{found['label'].nunique()} of {table['label'].nunique()} classes: {index}")
     if len(found) < len(table):

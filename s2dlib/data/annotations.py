@@ -9,20 +9,16 @@ it. Every reader here gives rows that say in which file and line they were.
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from s2dlib.data.index import Row, list_videos, read_fields
-
-T = TypeVar("T", list, dict)
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+from s2dlib.data.classes import Row
+from s2dlib.data.listing import list_videos
+from s2dlib.data.lists import read_list
+from s2dlib.data.splits import SPLITS, file_and_split, parse_split, split_of_folder, words
+from s2dlib.data.table import load_json, read_fields, text_lines
 
 
 def read_kinetics(annotations: Sequence[str]) -> list[Row]:
@@ -32,7 +28,7 @@ def read_kinetics(annotations: Sequence[str]) -> list[Row]:
     that it does not matter how a folder spells its class.
     """
     rows = []
-    for path, split in map(_file_and_split, annotations):
+    for path, split in map(file_and_split, annotations):
         lines = read_fields(path, ",")
         header = [name.strip().lower() for name in next(lines, ("", []))[1]]
         if "youtube_id" not in header:
@@ -44,7 +40,7 @@ def read_kinetics(annotations: Sequence[str]) -> list[Row]:
             if len(fields) != len(header):
                 raise ValueError(f"{where}: {len(fields)} fields, expected {len(header)}")
             row = dict(zip(header, map(str.strip, fields), strict=True))
-            own = _parse_split(row.get("split") or split, path, where)
+            own = parse_split(row.get("split") or split, path, where)
             rows.append(Row(_kinetics_names(row, where), row.get("label", ""), own, where))
     return rows
 
@@ -70,8 +66,8 @@ def read_mini_kinetics(
     if kinetics is None:
         return read_list(annotations)
     known, rows = {row.names[-1]: row for row in read_kinetics(kinetics)}, []
-    for path, split in map(_file_and_split, annotations):
-        ids = list(_text_lines(path))
+    for path, split in map(file_and_split, annotations):
+        ids = list(text_lines(path))
         if not any(name in known for _, name in ids):
             raise ValueError(
                 f"{path}: none of its {len(ids)} ids is in {', '.join(kinetics)}; give --kinetics "
@@ -79,7 +75,7 @@ def read_mini_kinetics(
             )
         for where, name in ids:
             video = known.get(name, Row((name,), "", "", ""))
-            rows.append(Row(video.names, video.label, _parse_split(split, path, where), where))
+            rows.append(Row(video.names, video.label, parse_split(split, path, where), where))
     return rows
 
 
@@ -90,17 +86,17 @@ def read_something(annotations: Sequence[str]) -> list[Row]:
     lines `id;label`. Videos are `<id>`, files or folders of frames.
     """
     rows = []
-    for path, split in map(_file_and_split, annotations):
+    for path, split in map(file_and_split, annotations):
         for where, name, label in _something_lines(path):
             label = re.sub(r"[\[\]]", "", label).strip()
-            rows.append(Row((name,), label, _parse_split(split, path, where), where))
+            rows.append(Row((name,), label, parse_split(split, path, where), where))
     return rows
 
 
 def _something_lines(path: Path) -> Iterator[tuple[str, str, str]]:
     """Where, id and label of each line."""
     if path.suffix.lower() == ".json":
-        for i, entry in enumerate(_load_json(path, list)):
+        for i, entry in enumerate(load_json(path, (list,))):
             where = f"{path}, entry {i + 1}"
             if not isinstance(entry, dict) or "id" not in entry:
                 raise ValueError(f"{where}: expected an object with id and template, got {entry}")
@@ -112,26 +108,7 @@ def _something_lines(path: Path) -> Iterator[tuple[str, str, str]]:
         yield where, fields[0].strip(), fields[1] if len(fields) == 2 else ""
 
 
-LINE = re.compile(r"(?P<path>.+?)(?:[ \t;,]+\d+)?[ \t;,]+(?P<label>-?\d+)")
-CLIP = re.compile(r"(?:^|[/\\])([\w-]{11})(_\d{6}_\d{6})(?:\.\w+)?$")  # of Kinetics
-
-
-def read_list(annotations: Sequence[str]) -> list[Row]:
-    """Lists of TSN, TSM, AR-Net, AdaFocus, TDN: `path num_frames label`, or `path label`, a line.
-
-    The path, which may hold spaces, is a video or a folder of frames. Kinetics' clips are also
-    looked for by their name alone, since each list has folders of its own.
-    """
-    rows = []
-    for path, split in map(_file_and_split, annotations):
-        for where, line in _text_lines(path):
-            match = LINE.fullmatch(line)
-            if match is None:
-                raise ValueError(f"{where}: expected `path num_frames label`, got {line!r}")
-            clip = CLIP.search(match["path"])
-            names = (match["path"], *((clip[1] + clip[2], clip[1]) if clip else ()))
-            rows.append(Row(names, int(match["label"]), _parse_split(split, path, where), where))
-    return rows
+LAYOUTS = {None: "<class>/<video>", 0: "<split>/<class>/<video>", 1: "<class>/<split>/<video>"}
 
 
 def read_folders(
@@ -139,7 +116,9 @@ def read_folders(
 ) -> list[Row]:
     """Folders `<split>/<class>/<video>`; or `<class>/<video>`, split by a hash of each path.
 
-    So a video keeps its split when others come and go.
+    So a video keeps its split when others come and go. A split is named train, val, dev, test or
+    alike (train_256, Validation); `<class>/<split>/<video>` is read too. Folders of which some name
+    a split and some do not, or that may be classes or something above them, are an error.
 
     Args:
         fractions: of train, val and test, where the folders tell no split; they sum to 1.
@@ -147,76 +126,70 @@ def read_folders(
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions must be three numbers >= 0 that sum to 1, got {fractions}")
     rows, paths = [], [Path(path) for path in list_videos(videos)]
-    has_splits = all(path.parts[0].lower() in SPLITS for path in paths)
+    level = _split_level(Path(videos), paths)
+    depth = len(Path(LAYOUTS[level]).parts)
     for path in paths:
-        where = str(Path(videos, path))
-        if len(path.parts) < 2 + has_splits:
-            layout = "<split>/<class>/<video>" if has_splits else "<class>/<video>"
-            raise ValueError(f"{where}: expected {layout} below {videos}")
-        hashed = _hash_split(f"{seed}/{path.as_posix()}", fractions)
-        split = SPLITS[path.parts[0].lower()] if has_splits else hashed
-        rows.append(Row((str(path),), path.parts[has_splits], split, where))
+        where, parts, note = str(Path(videos, path)), path.parts, ""
+        if len(parts) < depth or (level == 1 and len(parts) > depth):
+            raise ValueError(f"{where}: expected {LAYOUTS[level]} below {videos}")
+        split = split_of_folder(parts[level or 0])
+        if level is None:
+            note = f"folder {parts[0]} is taken for a class, not for {split}" * bool(split)
+            split = hash_split(f"{seed}/{path.as_posix()}", fractions)
+        elif parts[level].lower() != split:
+            note = f"folder {parts[level]} is the split {split}"
+        rows.append(Row((str(path),), parts[int(level == 0)], split, where, note))
+    if len({row.label for row in rows}) == 1 and all(len(path.parts) > depth for path in paths):
+        raise ValueError(
+            f"{videos}: {rows[0].label} would be the only class, for all videos; give --videos the "
+            f"folder that holds {LAYOUTS[level]}"
+        )
     return rows
 
 
-def _hash_split(text: str, fractions: Sequence[float]) -> str:
-    u = int.from_bytes(hashlib.sha1(text.encode()).digest()[:8]) / 2**64  # uniform in [0, 1)
-    return "train" if u < fractions[0] else "val" if u < sum(fractions[:2]) else "test"
-
-
-def read_classes(path: str | Path) -> list[str]:
-    """Class names in their owner's order: one a line, or JSON name -> index.
+def _split_level(videos: Path, paths: Sequence[Path]) -> int | None:
+    """Which folder of the paths names the split: 0, 1, or None where none does.
 
     Raises:
-        ValueError: a class twice, or indices other than 0 to N - 1.
+        ValueError: some folders do and some do not, or in two words for one split; or all folders
+            hold the same ones, so that either may be the classes.
     """
-    if Path(path).suffix.lower() == ".json":
-        indices = {name: int(index) for name, index in _load_json(path, dict).items()}
-        if sorted(indices.values()) != list(range(len(indices))):
-            raise ValueError(f"{path}: indices must be 0 to {len(indices) - 1}, each once")
-        return sorted(indices, key=indices.__getitem__)
-    names: dict[str, str] = {}  # -> where
-    for where, line in _text_lines(path):
-        name = line.strip('"')
-        if name in names:
-            raise ValueError(f"{where}: class {name!r} is in {names[name]} already")
-        names[name] = where
-    return list(names)
+    for level in (0, 1):
+        inner = [path.parts for path in paths if len(path.parts) > level + 1]
+        known: dict[str, set[str]] = {}  # split -> its words
+        other = set()
+        for name in {parts[level] for parts in inner}:
+            if split := split_of_folder(name):
+                known.setdefault(split, set()).update(set(words(name)) & SPLITS.keys())
+            else:
+                other.add(name)
+        told = sorted(set().union(*known.values()))
+        if level == 0 and len(told) == 1 and other and all(len(parts) == 2 for parts in inner):
+            continue  # a class of this name: there is no folder of a class below it
+        if known and other:
+            raise ValueError(
+                f"{videos}: folders {', '.join(told)} are splits, but "
+                f"{', '.join(sorted(other)[:5])} none; rename or move these, or use the words "
+                f"{', '.join(SPLITS)}"
+            )
+        if twice := next((names for names in known.values() if len(names) > 1), None):
+            raise ValueError(f"{videos}: {' and '.join(sorted(twice))} are one split; rename one")
+        if known:
+            return level
+    below: dict[str, set[str]] = {}  # folder -> those within it
+    for parts in inner:
+        below.setdefault(parts[0], set()).add(parts[1])
+    shared = set.intersection(*below.values()) if len(below) > 1 else set()
+    if shared:
+        raise ValueError(
+            f"{videos}: each of {', '.join(sorted(below)[:5])} holds "
+            f"{', '.join(sorted(shared)[:5])}; which are the classes? Name the splits train, val "
+            "and test, or give the videos of a class one folder"
+        )
+    return None
 
 
-def _file_and_split(text: str) -> tuple[Path, str]:
-    """`SPLIT=FILE`, or a file whose name tells its split, or one that does not ("")."""
-    word, _, rest = text.partition("=")
-    if rest and word.lower() in SPLITS:
-        return Path(rest), SPLITS[word.lower()]
-    found = set(re.findall("train|val|test", Path(text).name.lower()))
-    return Path(text), found.pop() if len(found) == 1 else ""
-
-
-def _parse_split(word: str, path: Path, where: str) -> str:
-    if not word:
-        raise ValueError(f"{path}: its name tells no split; give it as SPLIT=FILE, train={path}")
-    if word.lower() not in SPLITS:
-        raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, got {word!r}")
-    return SPLITS[word.lower()]
-
-
-def _text_lines(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Where, and each line that is not blank."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text in UTF-8 ({error})") from error
-    for i, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"{path}, line {i}", line.strip()
-
-
-def _load_json(path: str | Path, kind: type[T]) -> T:
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(value, kind):
-        raise ValueError(f"{path}: expected a JSON {kind.__name__}, got {type(value).__name__}")
-    return value
+def hash_split(text: str, fractions: Sequence[float]) -> str:
+    """The split of a text, always the same, whatever other ones there are."""
+    u = int.from_bytes(hashlib.sha1(os.fsencode(text)).digest()[:8]) / 2**64  # uniform in [0, 1)
+    return "train" if u < fractions[0] else "val" if u < sum(fractions[:2]) else "test"

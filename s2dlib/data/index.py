@@ -7,116 +7,98 @@ index and is no error.
 
 from __future__ import annotations
 
+import csv
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
-from tqdm import tqdm
 
+from s2dlib.data.classes import Classes, Row, normalise, number_labels
 from s2dlib.data.files import write_atomic
-from s2dlib.data.table import read_lines
+from s2dlib.data.frames import IMAGES
+from s2dlib.data.listing import VIDEOS, list_folder, list_videos
+from s2dlib.data.table import escape, read_lines
 
-SUFFIXES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv".split()
-VIDEOS, IMAGES = {f".{suffix}" for suffix in SUFFIXES}, {".jpg", ".jpeg", ".png"}
+__all__ = ["IMAGES", "Row", "list_videos"]  # also of use elsewhere
+
 COLUMNS = ["path", "label", "label_name", "split", "name"]  # of an index, and how its owner says it
 
 
-class Row(NamedTuple):
-    """A line of an owner's file."""
-
-    names: tuple[str, ...]  # of its video, likeliest first: a path or the end of one
-    label: str | int  # a class's name or index; "": the file tells none
-    split: str
-    where: str  # "file, line 3"
-
-
-def list_videos(folder: str | Path) -> list[str]:
-    """All videos below a folder: files, by their suffix, and folders that hold nothing but frames.
-
-    Returns:
-        Their paths from there, sorted. One listing a folder; links are followed, each once.
-    """
-    videos: list[str] = []
-    linked: set[str] = set()  # what links point to
-    todo = [""]
-    bar = tqdm(desc=f"listing {folder}", unit=" folders", delay=1, leave=False, disable=None)
-    while todo:
-        bar.update()
-        below, n_before = todo.pop(), len(videos)
-        inner: list[str] = []
-        suffixes: set[str] = set()
-        with os.scandir(os.path.join(folder, below)) as entries:
-            for entry in entries:
-                path, suffix = os.path.join(below, entry.name), os.path.splitext(entry.name)[1]
-                if entry.name.startswith("."):
-                    continue
-                suffixes.add(suffix.lower())
-                if entry.is_dir():
-                    target = os.path.realpath(entry.path) if entry.is_symlink() else ""
-                    inner += [path] * (target not in linked)
-                    linked |= {target} - {""}
-                elif suffix.lower() in VIDEOS:
-                    videos.append(path)
-        if below and suffixes & IMAGES and not inner and len(videos) == n_before:
-            videos.append(below)
-        todo += inner
-    bar.close()
-    return sorted(videos)
-
-
 def make_index(
-    rows: Sequence[Row], folder: str | Path, classes: Sequence[str] | None = None
+    rows: Sequence[Row], folder: str | Path, classes: Classes | None = None
 ) -> tuple[pd.DataFrame, list[str]]:
     """Look every row's video up below a folder, and number the classes.
 
     Args:
         rows: of any of the readers.
         folder: where the videos are.
-        classes: names in their owner's order; None: sorted, and indices stay without names.
+        classes: of read_classes; None: sorted by name, and indices stay without names.
 
     Returns:
-        COLUMNS, a row a video that has a label, path relative to the folder and missing where the
-        video is; and notes, a sentence each.
+        COLUMNS, a row a video that has a label, path relative to the folder or missing; and notes,
+        a sentence each.
 
     Raises:
         ValueError: an unknown class, a video with two labels or splits, nothing found at all.
     """
-    videos = list_videos(folder)
+    videos, notes = list_folder(folder)
     by_end = _paths_by_end(videos)
-    unlabelled = Counter(row.where.rsplit(", ", 1)[0] for row in rows if row.label == "")
-    notes = [f"{n} rows of {file} tell no label: left out" for file, n in unlabelled.items()]
+    notes += [*dict.fromkeys(row.note for row in rows if row.note), *_unlabelled(rows)]
     rows = [row for row in rows if row.label != ""]
-    labels, classes = _number_labels(rows, classes)
+    found = [next(filter(None, (_find(n, by_end) for n in row.names)), []) for row in rows]
+    _check_misread([row for row, paths in zip(rows, found, strict=True) if not paths], rows, by_end)
+    labels, names, more = number_labels(rows, classes)
+    notes += more
     table, ambiguous = [], []
     first: dict[str, Row] = {}  # by path, or by name where the video is missing
-    for row, label in zip(rows, labels, strict=True):
-        found = next(filter(None, (_find(name, by_end) for name in row.names)), [])
-        path, name = found[0] if found else None, row.names[0]
-        ambiguous += [name] * (len(found) > 1)
+    for row, label, paths in zip(rows, labels, found, strict=True):
+        path, name = paths[0] if paths else None, row.names[0]
+        ambiguous += [name] * (len(paths) > 1)
         other = first.setdefault(path or name, row)
         if other is row:
-            table.append((path, label, classes[label] if classes else None, row.split, name))
+            table.append((path, label, names[label] if names else None, row.split, name))
         elif (other.label, other.split) != (row.label, row.split):
             raise ValueError(
                 f"{row.where}: {name} is {row.label!r} in {row.split}, but {other.label!r} "
                 f"in {other.split} by {other.where}; one of the two must go"
             )
-    if not any(path for path, *_ in table):
-        names = ", ".join(
-            [name for row in rows[:2] for name in row.names] or ["no row with a label"]
+    if not any(found):
+        expected = [name for row in rows[:2] for name in row.names] or ["no row with a label"]
+        there = [*videos[:3], *notes] or ["no video file, nor a folder of frames"]
+        raise ValueError(
+            f"{folder}: nothing found; expected names like {', '.join(expected)}; "
+            f"there: {', '.join(there)}"
         )
-        there = ", ".join(videos[:3] or ["no video file, nor a folder of frames"])
-        raise ValueError(f"{folder}: nothing found; expected names like {names}; there: {there}")
     if len(table) < len(rows):
         notes.append(f"{len(rows) - len(table)} rows repeat another one: dropped")
     if n := len(ambiguous):
         notes.append(f"{n} rows fit several files, as {ambiguous[0]}: the first is taken")
     index = pd.DataFrame(table, columns=COLUMNS, dtype=object)
-    return index if classes else index.drop(columns="label_name"), notes
+    return index if names else index.drop(columns="label_name"), notes
+
+
+def _unlabelled(rows: Sequence[Row]) -> list[str]:
+    """Notes on the rows without a label: a file each, or one for many files."""
+    files = Counter(row.file for row in rows if row.label == "")
+    if len(files) > 4:
+        return [f"{files.total()} rows of {len(files)} files tell no label: left out"]
+    return [f"{n} rows of {file} tell no label: left out" for file, n in files.items()]
+
+
+def _check_misread(missing: Sequence[Row], rows: Sequence[Row], by_end: Ends) -> None:
+    """ValueError where a video is there without the numbers at the end of its name in a list."""
+    listed = {name for row in rows for name in row.names}
+    for row in missing:
+        shorter = re.sub(r"(?:[ \t;,]+\d+)+$", "", row.names[0])
+        if shorter not in listed and _find(shorter, by_end):
+            raise ValueError(
+                f"{row.where}: {row.names[0]!r} is not there, but {shorter!r} is. Expected `path "
+                "num_frames label` or `path label`; a second label or a first frame is not read"
+            )
 
 
 def _path_parts(path: str) -> tuple[str, ...]:
@@ -125,14 +107,13 @@ def _path_parts(path: str) -> tuple[str, ...]:
     Folders of a class are written in many ways: spaces or underscores, with or without brackets.
     """
     *folders, last = [part for part in re.split(r"[/\\]", path) if part not in ("", ".")] or [""]
-    stem, suffix = os.path.splitext(last)
-    return (*map(_normalise, folders), stem if suffix.lower() in VIDEOS else last)
+    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", last))
+    while suffix.lower() in VIDEOS:  # downloaders write id.mp4.webm
+        stem, suffix = os.path.splitext(stem)
+    return (*map(normalise, folders), stem + suffix)
 
 
-def _normalise(text: str) -> str:
-    return "".join(filter(str.isalnum, text.lower()))
-
-
+OTHER_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")  # as a file's that a reader can open
 Ends = dict[str | tuple[str, ...], list[str]]
 
 
@@ -140,9 +121,12 @@ def _paths_by_end(videos: Sequence[str]) -> Ends:
     """Every path, and every end of one in _path_parts -> the paths that are or end so."""
     by_end: Ends = {path: [path] for path in videos}
     for path in videos:
-        parts = _path_parts(path)
-        for i in range(len(parts)):
-            by_end.setdefault(parts[i:], []).append(path)
+        stem, suffix = os.path.splitext(path)
+        other = suffix.lower() not in VIDEOS and OTHER_SUFFIX.fullmatch(suffix)
+        paths = [path, stem] if other else [path]
+        for parts in dict.fromkeys(map(_path_parts, paths)):
+            for i in range(len(parts)):
+                by_end.setdefault(parts[i:], []).append(path)
     return by_end
 
 
@@ -154,32 +138,6 @@ def _find(name: str, by_end: Ends) -> list[str]:
     ends = (parts[i:] for i in range(1, len(parts)))
     whole = ([path for path in by_end.get(end, ()) if _path_parts(path) == end] for end in ends)
     return next(filter(None, whole), [])
-
-
-def _number_labels(
-    rows: Sequence[Row], classes: Sequence[str] | None
-) -> tuple[list[int], Sequence[str] | None]:
-    """The index of each row's class, and the classes' names where they have any."""
-    if classes is None and all(isinstance(row.label, str) for row in rows):
-        classes = sorted({str(row.label) for row in rows})
-    names = list(enumerate(classes or ()))
-    n, indices = (
-        len(names),
-        {_normalise(name): i for i, name in names} | {name: i for i, name in names},
-    )
-
-    def number(row: Row) -> int:
-        if isinstance(row.label, str):
-            label = indices.get(row.label, indices.get(_normalise(row.label)))
-            if label is None:
-                raise ValueError(f"{row.where}: {row.label!r} is none of the {n} classes")
-            return label
-        if row.label < 0 or (classes and row.label >= n):
-            allowed = f"0 to {n - 1}" if classes else ">= 0"
-            raise ValueError(f"{row.where}: label must be {allowed}, got {row.label}")
-        return row.label
-
-    return [number(row) for row in rows], classes
 
 
 def write_index(
@@ -200,9 +158,22 @@ def write_index(
         raise ValueError(text)
     if folder.is_relative_to(out.parent):
         folder = folder.relative_to(out.parent)
-    found = found.assign(path=[folder / path for path in found["path"]])
-    write_atomic(missing_of(out), missing.drop(columns="path").to_csv(index=False))
-    return write_atomic(out, found.drop(columns="name").to_csv(index=False))
+    found = found.assign(path=[_no_blank_first(folder / path) for path in found["path"]])
+    write_atomic(missing_of(out), _csv(missing.drop(columns="path")))
+    return write_atomic(out, _csv(found.drop(columns="name")))
+
+
+def _no_blank_first(path: Path) -> str:
+    """A path as it is, or from ./ on: readers of a CSV skip the blanks before a field."""
+    return f"./{path}" if str(path)[0].isspace() else str(path)
+
+
+def _csv(table: pd.DataFrame) -> bytes:
+    """A table as CSV; what is not UTF-8, as in a folder's name, is escaped."""
+    text = table.to_csv(index=False)
+    if "\r" in text:  # which is not quoted, and ends a line
+        text = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+    return escape(text).encode()
 
 
 def missing_of(index: str | Path) -> Path:
@@ -234,8 +205,3 @@ def write_checked(index: str | Path, bad: Iterable[str]) -> Path:
         return Path(index)
     checked = Path(index).with_name(f"{Path(index).stem.removesuffix('.checked')}.checked.csv")
     return write_atomic(checked, pd.DataFrame(kept, columns=header).to_csv(index=False))
-
-
-def read_fields(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
-    """Where, and the fields of each line that is not blank."""
-    return ((f"{path}, line {n}", fields) for n, fields in read_lines(path, delimiter))

@@ -92,6 +92,15 @@ def probe(path: str | Path, timeout: float = TIMEOUT) -> VideoInfo:
     return _reader().ask("probe", str(path), timeout)
 
 
+def is_video(path: str | Path, timeout: float = TIMEOUT) -> bool:
+    """Whether a reader here can open this file; its frames are not decoded."""
+    try:
+        _reader().ask("open", str(path), timeout)
+    except ClipError:
+        return False
+    return True
+
+
 def check_videos(
     paths: Iterable[str | Path], timeout: float = TIMEOUT, processes: int | None = None
 ) -> DataFrame:

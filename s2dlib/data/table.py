@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv as csv_format
+import json
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+BOM = b"\xef\xbb\xbf"
 REQUIRED = ("path", "label", "split")
 
 
@@ -42,9 +47,11 @@ def read_csv(csv: str | Path) -> pd.DataFrame:
         if empty := [name for name in REQUIRED if not record[name].strip()]:
             raise ValueError(f"{csv}, row {line}: {empty[0]} is empty")
     table = pd.DataFrame(list(records.values()), index=list(records), dtype=object)
-    table[["label", "split"]] = table[["label", "split"]].map(str.strip)
+    table["split"] = table["split"].str.strip()
+    for column in {"label", "label_name"} & set(columns):  # composed, so that one class is one
+        table[column] = table[column].str.strip().str.normalize("NFC")
     folder = os.path.abspath(os.path.dirname(csv))
-    table["path"] = [os.path.normpath(os.path.join(folder, path)) for path in table["path"]]
+    table["path"] = [absolute_path(folder, path) for path in table["path"]]
     if (twice := table["path"].duplicated()).any():
         line = twice.idxmax()
         first = (table["path"] == table["path"][line]).idxmax()
@@ -61,6 +68,61 @@ def read_lines(path: str | Path, delimiter: str = ",") -> Iterator[tuple[int, li
             yield from ((lines.line_num, fields) for fields in lines if fields)
     except (UnicodeDecodeError, csv_format.Error) as error:
         raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+
+
+def read_fields(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+    """Where, and the fields of each line that is not blank."""
+    return ((f"{path}, line {n}", fields) for n, fields in read_lines(path, delimiter))
+
+
+def text_lines(path: str | Path) -> Iterator[tuple[str, str]]:
+    """Where, and each line that is not blank, without the blanks around it."""
+    for i, line in enumerate(Path(path).read_bytes().removeprefix(BOM).splitlines(), 1):
+        try:
+            text = line.decode().strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {i}: not a text in UTF-8 ({error})") from error
+        if text:
+            yield f"{path}, line {i}", text
+
+
+def load_json(path: str | Path, kinds: tuple[type, ...]) -> Any:  # noqa: ANN401
+    """The content of a JSON file, of one of some types."""
+    value = parse_json(str(path), Path(path).read_bytes().removeprefix(BOM))
+    if not isinstance(value, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{path}: expected a JSON {names}, got {type(value).__name__}")
+    return value
+
+
+def parse_json(where: str, text: str | bytes) -> Any:  # noqa: ANN401
+    """The value of a JSON text; an error, also a key that is there twice, begins with `where`."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if repeated := [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]:
+            raise ValueError(f"{repeated[0]!r} is there twice")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON, or not clear ({error})") from error
+
+
+ESCAPED = re.compile(r"\\x([89a-f][0-9a-f])")
+
+
+def escape(text: str) -> str:
+    r"""A text that a file in UTF-8 can hold: bytes of a path that are not UTF-8 become \xdf."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def absolute_path(folder: str | Path, text: str) -> str:
+    """The path that a CSV of that folder means by a text, escaped or not."""
+    path = os.path.normpath(os.path.join(folder, text))
+    if ESCAPED.search(text) and not os.path.lexists(path):
+        return ESCAPED.sub(lambda match: os.fsdecode(bytes.fromhex(match[1])), path)
+    return path
 
 
 def _number_labels(table: pd.DataFrame, csv: str | Path) -> None:
@@ -80,8 +142,11 @@ def _number_labels(table: pd.DataFrame, csv: str | Path) -> None:
         raise ValueError(f"{csv}, row {line}: label must be >= 0, got {table['label'][line]}")
     table["class_name"] = table["label"].astype(str)
     if "label_name" not in table:
+        n = table["label"].nunique()
+        if n > 1 and table["label"].min() == 1 and table["label"].max() == n:
+            raise ValueError(f"{csv}: labels run from 1 to {n}; they must count from 0")
         return
-    table["class_name"] = table["label_name"].str.strip()
+    table["class_name"] = table["label_name"]
     for a, b in (("label", "class_name"), ("class_name", "label")):
         first = table.groupby(a)[b].transform("first")
         if (differs := first != table[b]).any():

@@ -1,0 +1,198 @@
+"""The videos below a folder, and what lies there besides.
+
+A video is a file with a suffix of one, any other file that a reader can open, or a folder of
+numbered frames (frames.py). What is left out is counted: a class must not vanish without a word.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from s2dlib.data.frames import IMAGES, is_flow_folder, split_flow
+from s2dlib.data.readers import is_video
+
+SUFFIXES = (
+    "3g2 3gp asf avi divx f4v flv m1v m2ts m2v m4v mkv mov mp4 mpe mpeg mpg mts mxf ogv rm rmvb ts "
+    "vob webm wmv"
+).split()
+VIDEOS = {f".{suffix}" for suffix in SUFFIXES}
+# FFmpeg opens pictures, and covers of sound files, as videos of one frame. The last are unfinished.
+NEVER = (
+    "avif dng dpx exr heic heif ico jp2 jxl pbm psd svg tga "
+    "aac ac3 aif aiff amr flac m4a mka mp3 oga opus wav wma "
+    "aria2 crdownload download part tmp ytdl"
+).split()
+NOT_OPENED = IMAGES | {f".{suffix}" for suffix in NEVER}
+N_OPENED = 100  # files of a suffix that are opened; if none is a video, the others are not
+TIMEOUT = 10.0  # seconds to open one
+TEXT = frozenset(range(32, 256)) | frozenset(b"\t\n\r\f\x1b")
+
+
+class Listing(NamedTuple):
+    """Videos below a folder by their paths from there, sorted; notes, a sentence each."""
+
+    videos: list[str]
+    notes: list[str]
+
+
+def list_videos(folder: str | Path) -> list[str]:
+    """The paths from a folder of all videos below it, sorted."""
+    return list_folder(folder).videos
+
+
+def list_folder(folder: str | Path) -> Listing:
+    """List a folder once; links are followed, each once; hidden names are passed over.
+
+    No file with a suffix of a video is opened. Other files are, the first N_OPENED of a suffix, and
+    all of them where one is a video.
+    """
+    found = _Found()
+    visited: list[str] = []
+    linked: set[str] = set()  # what links point to
+    todo = [""]
+    bar = tqdm(desc=f"listing {folder}", unit=" folders", delay=1, leave=False, disable=None)
+    while todo:
+        bar.update()
+        below = todo.pop()
+        visited.append(below)
+        inner: list[str] = []
+        names: list[str] = []
+        with os.scandir(os.path.join(folder, below)) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if not entry.is_dir():
+                    names.append(entry.name)
+                    continue
+                target = os.path.realpath(entry.path) if entry.is_symlink() else ""
+                inner += [entry.name] * (target not in linked)
+                linked |= {target} - {""}
+        found.add(folder, below, sorted(names), inner)
+        todo += [os.path.join(below, name) for name in inner]
+    bar.close()
+    return Listing(
+        sorted(found.videos), [*found.notes(), *_empty(visited, found.videos, found.flow_folders)]
+    )
+
+
+class _Found:
+    """The videos of a folder so far, and the files that are none, by suffix."""
+
+    def __init__(self) -> None:
+        self.videos: list[str] = []
+        self.left_out: Counter[str] = Counter()
+        self.opened: Counter[str] = Counter()
+        self.with_videos: set[str] = set()  # suffixes besides VIDEOS
+        self.n_flow = 0
+        self.flow_folders: list[str] = []
+
+    def add(self, folder: str | Path, below: str, names: Sequence[str], inner: list[str]) -> None:
+        """Take in the names of a folder's files, and of the folders within it."""
+        videos: list[str] = []
+        images: list[str] = []
+        others: list[str] = []
+        for name in names:
+            suffix = _suffix(name)
+            (videos if suffix in VIDEOS else images if suffix in IMAGES else others).append(name)
+        frames, flow = split_flow(images)
+        alone = below and not videos and all(map(is_flow_folder, inner))
+        if not (alone and len(frames) + len(flow) > len(others)):  # else images are thumbnails
+            videos += [name for name in others if self._opens(os.path.join(folder, below, name))]
+        self.videos += [os.path.join(below, name) for name in videos]
+        beside = ""
+        if alone and not videos and (frames or flow):
+            if not frames or any(map(is_flow_folder, below.split(os.sep))):
+                self.flow_folders.append(below)
+            else:
+                self.videos.append(below)
+                self.n_flow += len(flow)
+            images = sorted(set(images).difference(frames, flow))
+            beside = " beside frames"
+        rest = [*set(others).difference(videos), *images]
+        self.left_out.update(_suffix(name) + beside for name in rest)
+
+    def _opens(self, path: str) -> bool:
+        suffix = _suffix(path)
+        if suffix in NOT_OPENED:
+            return False
+        if self.opened[suffix] >= N_OPENED and suffix not in self.with_videos:
+            return False
+        is_one = _is_video(os.path.abspath(path))
+        self.opened[suffix] += 1
+        self.with_videos |= {suffix} if is_one else set()
+        return is_one
+
+    def notes(self) -> list[str]:
+        """What was left out, a sentence each."""
+        notes, words = [], []
+        for suffix, n in sorted(self.left_out.items()):
+            some = 0 < self.opened[suffix] < n and suffix not in self.with_videos
+            words.append(
+                f"{_count(n, 'file')} {suffix if suffix[:1] == '.' else 'without suffix' + suffix}"
+                + f" ({self.opened[suffix]} of them opened)" * some
+            )
+        if words:
+            more = f" and files of {len(words) - 12} more suffixes" * (len(words) > 12)
+            notes.append(f"left out, being no videos: {', '.join(words[:12])}{more}")
+        if self.n_flow:
+            notes.append(f"left out: {self.n_flow} images of optical flow beside frames")
+        if self.flow_folders:
+            notes.append(
+                f"left out, being optical flow: {_some(sorted(self.flow_folders), 'folder')}"
+            )
+        return notes
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+@cache  # a folder is listed by its reader and again for the look-up
+def _is_video(path: str) -> bool:
+    """Whether a reader can open a file; text, often many small files, is told by its head."""
+    if not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError:
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return is_video(path, TIMEOUT)
+    return not TEXT.issuperset(head) and is_video(path, TIMEOUT)
+
+
+def _empty(visited: Sequence[str], videos: Sequence[str], flow: Iterable[str]) -> list[str]:
+    """A note on the folders without a video, the uppermost ones, besides those of flow."""
+    full, flow = {""}, set(flow)
+    for path in videos:
+        while path not in full:
+            full.add(path)
+            path = os.path.dirname(path)
+    empty = [
+        path
+        for path in sorted(visited)
+        if path not in full
+        and path not in flow
+        and os.path.dirname(path) in full
+        and not is_flow_folder(os.path.basename(path))
+    ]
+    return [f"without a video: {_some(empty, 'folder')}"] if empty and videos else []
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
+def _some(paths: Sequence[str], noun: str) -> str:
+    return f"{_count(len(paths), noun)} ({', '.join(paths[:5])}{', ...' * (len(paths) > 5)})"
