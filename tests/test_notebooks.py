@@ -105,7 +105,7 @@ WRITTEN = {
     ],
     "05_figure4": ["figures/figure4-synthetic-0.png", "figures/where-synthetic.png"],
     "06_tables": ["tables/table1-ssv2.md", "tables/table4.csv"],
-    "07_predict": ["predictions.csv", "00000.png", "00000.gif"],
+    "07_predict": ["predictions.csv", "00000.mp4.s2d.png", "00000.mp4.s2d.gif"],
     "08_inspector": [],
     "09_looking": [
         "figures/learning-synthetic.png",

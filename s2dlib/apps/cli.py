@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import io
 import logging
 import os
 import sys
@@ -24,7 +25,8 @@ def predict(parser: ArgumentParser) -> Call:
     """Predict the actions in videos, and draw where the model looks.
 
     One video gets its top-5 before and after DNet, the picture of Fig. 4 and a film of what DNet
-    sees beside the clip; several, or a folder, get a row each in predictions.csv.
+    sees beside the clip (VIDEO.s2d.png, VIDEO.s2d.mp4); several, or a folder, get a row each in
+    predictions.csv. There the same command goes on after Ctrl-C, and tries again what failed.
 
     example:
       s2d predict video.mp4 --checkpoint results/models/synthetic
@@ -36,12 +38,14 @@ def predict(parser: ArgumentParser) -> Call:
     add("--top", type=int, default=5, help="actions listed")
     add("--film", choices=("mp4", "gif"), default="mp4", help="kind of the film")
     add("--pictures", action="store_true", help="of each of several videos, too")
+    words = "without progress, after which a video is given up; default: as in training"
+    add("--timeout", type=float, metavar="SECONDS", help=words)
 
     def call(args: Namespace) -> int:
         from s2dlib.apps.predict import predict_videos
 
-        film, pictures = args.film, args.pictures
-        return predict_videos(args.videos, args.checkpoint, args.out, args.top, film, pictures)
+        options = args.top, args.film, args.pictures, args.timeout
+        return predict_videos(args.videos, args.checkpoint, args.out, *options)
 
     return call
 
@@ -67,26 +71,27 @@ def inspect_(parser: ArgumentParser) -> Call:
 def run(parser: ArgumentParser) -> Call:
     """Run a notebook with parameters, headless; a misspelt parameter is an error.
 
-    02_train trains, 04_table2 makes Table 2, and so on. Paths among the parameters are seen from
-    notebooks/. Where several GPUs are visible, runs side by side use different ones.
+    02_train trains, 04_table2 makes Table 2, and so on. A parameter annotated `str` is the text as
+    typed, any other one is YAML. Paths among them are seen from notebooks/. Where several GPUs are
+    visible, runs side by side use different ones.
 
     example:
       s2d run notebooks/02_train.ipynb out.ipynb -p preset synthetic -p variant b2
     """
     parser.add_argument("notebook", type=Path)
     parser.add_argument("output", type=Path, help="the executed copy")
-    words = "a parameter of the notebook, and its value as YAML; repeatable"
+    words = "a parameter of the notebook and its value; repeatable"
     pair = ("NAME", "VALUE")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=pair, help=words)
 
     def call(args: Namespace) -> None:
         import papermill
 
-        from s2dlib.apps.run import parse_value, run_notebook
+        from s2dlib.apps.run import parse_parameters, run_notebook
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         try:
-            parameters = {name: parse_value(value) for name, value in args.p}
+            parameters = parse_parameters(args.notebook, args.p)
             run_notebook(args.notebook, args.output, parameters)
         except papermill.PapermillExecutionError as error:
             sys.exit(f"{error}\nerror: {args.notebook} failed; executed so far: {args.output}")
@@ -171,7 +176,12 @@ def parse(argv: Sequence[str]) -> Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; every expected failure is one line and a non-zero exit."""
     args = parse(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: any name can be printed
     try:
         return args.call(args) or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
