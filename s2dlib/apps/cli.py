@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import inspect
 import io
+import itertools
 import logging
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 TITLE = "Synopsis-to-Detail Networks for video recognition (Liang et al., ECCV 2022)."
@@ -82,7 +83,10 @@ def run(parser: ArgumentParser) -> Call:
     parser.add_argument("output", type=Path, help="the executed copy")
     words = "a parameter of the notebook and its value; repeatable"
     pair = ("NAME", "VALUE")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=pair, help=words)
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=pair, help=words,
+        type=lambda text: text.removeprefix("="),
+    )  # fmt: skip
 
     def call(args: Namespace) -> None:
         import papermill
@@ -117,6 +121,7 @@ def synthetic(parser: ArgumentParser) -> Call:
     example:
       s2d synthetic --share 0.01 --out data/demo
     """
+    from s2dlib.data.files import check_output
     from s2dlib.data.synthetic import DATASETS, write_dataset
 
     parser.add_argument("--dataset", choices=DATASETS, default="synthetic")
@@ -124,7 +129,9 @@ def synthetic(parser: ArgumentParser) -> Call:
     parser.add_argument("--share", type=float, default=1.0, help="share of the clips to write")
 
     def call(args: Namespace) -> None:
-        print(write_dataset(args.out or Path("data") / args.dataset, args.dataset, args.share))
+        out = args.out or Path("data") / args.dataset
+        check_output(out / f"{out.name}.csv", made=rb"\Apath,label,label_name,split,t,duration,")
+        print(write_dataset(out, args.dataset, args.share))
 
     return call
 
@@ -153,6 +160,15 @@ def export(parser: ArgumentParser) -> Call:
     return call
 
 
+def _mark_values(argv: Sequence[str]) -> Iterator[str]:
+    """Begin what follows -p by "=": argparse would take a value -x for an option."""
+    words = iter(argv)
+    for word in words:
+        yield word
+        if word == "-p":
+            yield from (f"={text}" for text in itertools.islice(words, 2))
+
+
 COMMANDS = {c.__name__.rstrip("_"): c for c in (predict, inspect_, run, index, synthetic, export)}
 
 
@@ -170,7 +186,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         )
         if name in argv[:1]:
             sub.set_defaults(call=command(sub))
-    return parser.parse_args(argv)
+    return parser.parse_args([*_mark_values(argv)] if argv[:1] == ["run"] else argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

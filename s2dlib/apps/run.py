@@ -66,7 +66,8 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
             gpu = reserve_gpu()
         with gpu as visible, environment(S2D_COMMAND=command, JUPYTER_PATH=folder, **visible):
             papermill.execute_notebook(
-                *(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output)),
+                _no_template(notebook),
+                _no_template(output),
                 parameters,
                 kernel_name="python3",
                 cwd=notebook.parent,
@@ -83,7 +84,12 @@ def inspect_parameters(notebook: Path) -> Known:
     if not notebook.is_file():
         words = "no such notebook; they live in notebooks/"
         raise FileNotFoundError(f"{as_text(notebook)}: {words}")
-    return papermill.inspect_notebook(notebook)
+    return papermill.inspect_notebook(_no_template(notebook))
+
+
+def _no_template(path: Path) -> str:
+    """A path for papermill, which fills in parameters between braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def parse_parameters(notebook: Path, texts: Sequence[tuple[str, str]]) -> dict[str, object]:

@@ -87,9 +87,12 @@ class RowTable:
     def _text(self, *lines: Iterable[str]) -> str:
         """Lines of the file."""
         text = io.StringIO()
-        for line in map(list, lines):  # csv leaves \r bare where it does not end a line
-            quoting = csv.QUOTE_ALL if "\r" in "".join(line) else csv.QUOTE_MINIMAL
-            csv.writer(text, lineterminator="\n", quoting=quoting).writerow(line)
+        for line in map(list, lines):
+            csv.writer(  # which leaves \r bare where it does not end a line
+                text,
+                lineterminator="\n",
+                quoting=csv.QUOTE_ALL if "\r" in "".join(line) else csv.QUOTE_MINIMAL,
+            ).writerow(line)
         return text.getvalue().encode("utf-8", "backslashreplace").decode()
 
 
