@@ -150,12 +150,13 @@ def export(parser: ArgumentParser) -> Call:
 
     def call(args: Namespace) -> None:
         from s2dlib.apps.export import export_model
+        from s2dlib.data.files import as_text
         from s2dlib.model import S2DNet
 
         logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it lists what it leaves as it is
         names = export_model(S2DNet.from_pretrained(args.checkpoint), args.out)
         size = args.out.stat().st_size / 1e6
-        print(f"{args.out}: {size:.1f} MB; frames, n_frames -> {', '.join(names)}")
+        print(f"{as_text(args.out)}: {size:.1f} MB; frames, n_frames -> {', '.join(names)}")
 
     return call
 

@@ -95,12 +95,14 @@ def export_model(model: S2DNet, path: str | Path, data: DataConfig | None = None
         "classes": json.dumps(model.classes, ensure_ascii=False),
         "clip": json.dumps({name: getattr(data, name) for name in CLIP_FIELDS}),
     }
-    with atomic_path(path) as whole:
+    with atomic_path(path) as named:
+        whole = named.with_name(f"model{path.suffix}")  # for libraries that know UTF-8 alone
         if path.suffix == ".pt2":
             program.example_inputs = None  # a whole clip, pickled
             torch.export.save(program, whole, extra_files=texts)
         else:
             write_onnx(program, names, whole, texts)
+        whole.rename(named)
     return names
 
 

@@ -248,6 +248,8 @@ def predict_videos(
     """
     if top < 1:
         raise ValueError(f"--top must be >= 1, got {top}")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"--timeout must be > 0 seconds, got {timeout:g}")
     paths = find_videos(videos)
     model = S2DNet.from_pretrained(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
