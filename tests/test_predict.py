@@ -322,15 +322,20 @@ def test_another_model_or_top_starts_anew_and_a_changed_video_gets_another_row(
     assert len(pd.read_csv(out / "predictions.csv")) == 3
 
 
-def test_videos_of_one_stem_have_pictures_of_their_own(videos, runs, tmp_path, predict):
+def test_videos_of_one_stem_have_pictures_of_their_own(videos, runs, tmp_path, predict, trouble):
     (videos / "other").mkdir()
     for path in (videos / "other" / "a.mp4", videos / "a.avi", videos / "other-a.mp4"):
         shutil.copy(videos / "a.mp4", path)
     run = ("--checkpoint", runs / "synthetic-a0-0", "--out", tmp_path / "out", "--pictures")
-    predict(videos / "a.mp4", videos / "a.avi", videos / "other", videos / "other-a.mp4", *run)
+    named = (videos / "a.mp4", videos / "a.avi", videos / "other", videos / "other-a.mp4")
+    predict(*named, *run)
     names = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")}
     stems = ("a.mp4", "a.avi", "other/a.mp4", "other-a.mp4")
     assert names == {f"{stem}.s2d.png" for stem in stems}
+    (tmp_path / "out" / "a.avi.s2d.mp4").unlink()
+    asked = trouble({})
+    predict(*named, *run)  # goes on with pictures, too
+    assert asked == ["a.avi"] and (tmp_path / "out" / "a.avi.s2d.mp4").is_file()
 
 
 def test_names_in_latin_1_and_of_two_lines_cost_no_row(videos, runs, tmp_path, predict):

@@ -189,7 +189,7 @@ def test_save_pretrained_pushes_by_the_name_of_the_folder(tmp_path, monkeypatch)
     pushed = []
     monkeypatch.setattr(S2DNet, "push_to_hub", lambda model, name, **more: pushed.append(name))
     monkeypatch.chdir(tmp_path)
-    trained().save_pretrained("mine", push_to_hub=True)
+    trained().save_pretrained("mine", push_to_hub=True, repo_id=None)
     trained().save_pretrained("mine", push_to_hub=True, repo_id="me/other")
     assert pushed == ["mine", "me/other"]
 

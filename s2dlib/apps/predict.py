@@ -267,7 +267,9 @@ def predict_videos(
     else:
         table = open_table(model, out, top, paths)
         new = set(unpredicted(table, paths))
-        todo = [p for p in paths if p in new or (drawn and not _ends(stems[p], film)[0].exists())]
+        if drawn:
+            new |= {p for p in paths if not all(end.exists() for end in _ends(stems[p], film))}
+        todo = [path for path in paths if path in new]
         if n_there := len(paths) - len(todo):
             print(f"{n_there} of {len(paths)} videos are in {as_text(table.path)} already")
         rows = predictions(model, todo, top, device, timeout, drawn)

@@ -162,7 +162,8 @@ class PretrainedMixin(ModelHubMixin, Module):
                 path.replace(folder / path.name)
         if not options.pop("push_to_hub", False):
             return None
-        return self.push_to_hub(options.pop("repo_id", folder.absolute().name), **options)
+        name = options.pop("repo_id", None) or folder.absolute().name
+        return self.push_to_hub(name, **options)
 
     def generate_model_card(self, *_: object, **__: object) -> ModelCard:
         """README.md of a shared model: data, recipe, results, how to use it."""
