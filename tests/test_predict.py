@@ -76,6 +76,16 @@ def test_a_video_that_is_shorter_than_the_clip_is_taken_as_it_is(model, make_vid
     assert views.shape == (1, 1, 7, 64, 64) and out.scores.shape == (1, 20)
 
 
+def test_the_reader_has_the_seconds_that_are_asked_for(model, videos, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        predict_module, "load_views", lambda path, data: seen.append(data) or load_views(path, data)
+    )
+    predict_clip(model, videos / "a.mp4", timeout=7.5)
+    predict_clip(model, videos / "a.mp4")
+    assert seen == [replace(model.data, timeout=7.5), model.data]
+
+
 def test_the_verdicts_are_means_over_the_views_before_and_after(model):
     frames = torch.randint(0, 256, (3, 1, 48, 64, 64), dtype=torch.uint8)
     with torch.no_grad():

@@ -314,12 +314,14 @@ def test_a_run_has_the_name_that_was_typed():
             run_dir(name=name)
 
 
-@pytest.mark.parametrize("name", ["work/nb.ipynb", "work/../work/nb.ipynb", "soft", "hard"])
+@pytest.mark.parametrize(
+    "name", ["work/nb.ipynb", "work/../work/nb.ipynb", "soft.ipynb", "hard.ipynb"]
+)
 def test_the_executed_copy_is_never_the_notebook_itself(name, write, tmp_path):
     notebook = write(FACTS)
     before = notebook.read_bytes()
-    (tmp_path / "soft").symlink_to(notebook)
-    (tmp_path / "hard").hardlink_to(notebook)
+    (tmp_path / "soft.ipynb").symlink_to(notebook)
+    (tmp_path / "hard.ipynb").hardlink_to(notebook)
     with pytest.raises(ValueError, match="is read here and would be replaced"):
         run_notebook(notebook, tmp_path / name, {})
     with pytest.raises(ValueError, match="is read here and would be replaced"):
