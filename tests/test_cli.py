@@ -40,7 +40,7 @@ def test_the_help_of_a_command_ends_with_an_example_that_parses(name, capsys):
     ("words", "error"),
     [
         ("run no.ipynb out.ipynb", "error: no.ipynb: no such notebook"),
-        ("run no.ipynb out.ipynb -p x {", "error: '{' is no YAML"),
+        ("run no.ipynb out.ipynb -p x {", "error: no.ipynb: no such notebook"),
         ("inspect", "error: notebooks/08_inspector.ipynb: no such notebook"),
         ("predict no.mp4 --checkpoint no", "error: no.mp4: no such file"),
         ("index folders --videos no --out x.csv", "error: [Errno 2] No such file"),
@@ -64,8 +64,17 @@ def test_inspect_opens_jupyterlab_on_the_inspector(monkeypatch):
 
 
 def test_synthetic_writes_a_share_of_the_videos_and_prints_the_index(tmp_path, capsys):
-    assert main(["synthetic", "--share", "0.001", "--out", str(tmp_path / "some")]) == 0
+    for _ in range(2):  # the second time over its own
+        assert main(["synthetic", "--share", "0.001", "--out", str(tmp_path / "some")]) == 0
     out, errors = capsys.readouterr()
-    assert out.strip() == str(tmp_path / "some" / "some.csv")
+    assert out.split() == [str(tmp_path / "some" / "some.csv")] * 2
     assert errors == ""  # no bar where there is no terminal
     assert len(list(tmp_path.rglob("*.mp4"))) == 80  # each class once in each split
+
+
+def test_synthetic_replaces_its_own_index_and_no_other_one(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.csv").write_text("path,label,split\na.mp4,0,train\n")
+    with pytest.raises(SystemExit, match="mine.csv: a file that this command did not make"):
+        main(["synthetic", "--share", "0.001", "--out", str(tmp_path / "mine")])
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["mine.csv"]

@@ -19,6 +19,7 @@ from s2dlib.apps import cli, export
 from s2dlib.apps.export import export_model
 from s2dlib.backbones.tsm import FramewiseStage, Shifted
 from s2dlib.config import DataConfig
+from s2dlib.data.files import as_text, check_output
 from s2dlib.kernels import banded
 from s2dlib.model import build_model
 from s2dlib.presets import PRESETS, VARIANTS
@@ -144,17 +145,18 @@ def shared():
     return model
 
 
-@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
-def test_export_command_writes_classes_and_clip(ending, shared, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["stra\udcdfe.pt2", "größe 1:2.onnx"])
+def test_export_command_writes_classes_and_clip(name, shared, tmp_path, capsys):
     shared.save_pretrained(tmp_path / "run")
-    path = tmp_path / "new" / f"model{ending}"
+    path = tmp_path / "new" / name
     assert cli.main(["export", str(tmp_path / "run"), str(path)]) == 0
-    assert str(path) in capsys.readouterr().out
+    assert f"{as_text(path)}: " in capsys.readouterr().out
+    check_output(path, made=export.MADE)  # the next one may replace it
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     T = GRAY.n_frames
     frames, n_frames = clips(5, GRAY), torch.tensor([T, 5, 0, T + 1, -1])
     frames[1, :, 5:] = 99  # padding, whatever it is
-    run, texts = opened(path)
+    run, texts = opened(path.rename(path.with_name(f"model{path.suffix}")))
     given = run(frames, n_frames)
     frames[1, :, 5:] = 0
     scores = expected_of(shared, frames[:2], n_frames[:2])["scores"]
@@ -179,7 +181,12 @@ def test_export_pt2_holds_no_pickle(shared, tmp_path, monkeypatch):
 
 def test_export_that_fails_leaves_the_old_file(shared, tmp_path, monkeypatch):
     path = tmp_path / "model.pt2"
-    path.write_text("the one before")
+    path.write_text("mine")
+    with pytest.raises(ValueError, match="a file that this command did not make"):
+        export_model(shared, path)
+    assert path.read_text() == "mine"
+    path.write_text('the one before: "n_frames": 24, "frame_stride": 1')
+    before = path.read_text()
 
     def half(program, path, extra_files):
         path.write_text("half of i")
@@ -188,7 +195,7 @@ def test_export_that_fails_leaves_the_old_file(shared, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.export, "save", half)
     with pytest.raises(OSError, match="disk full"):
         export_model(shared, path)
-    assert path.read_text() == "the one before" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_export_errors(shared, tmp_path, monkeypatch):

@@ -105,7 +105,7 @@ WRITTEN = {
     ],
     "05_figure4": ["figures/figure4-synthetic-0.png", "figures/where-synthetic.png"],
     "06_tables": ["tables/table1-ssv2.md", "tables/table4.csv"],
-    "07_predict": ["predictions.csv", "00000.png", "00000.gif"],
+    "07_predict": ["predictions.csv", "00000.mp4.s2d.png", "00000.mp4.s2d.gif"],
     "08_inspector": [],
     "09_looking": [
         "figures/learning-synthetic.png",
@@ -163,8 +163,9 @@ def test_02_train_in_two_processes(csv, tmp_path, monkeypatch):
     if torch.cuda.device_count() < 2:  # each needs a GPU of its own: both use the CPU instead
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     parameters = {"smoke": True, "csv": csv, "results": str(tmp_path), "processes": 2}
+    parameters |= {"name": "007"}
     executed = run_notebook(FOLDER / "02_train.ipynb", tmp_path / "out.ipynb", parameters)
     outputs = [output for cell in code_of(executed) for output in cell["outputs"]]
     assert "epoch 1/1  loss" in "".join("".join(o.get("text", [])) for o in outputs)
-    record = json.loads((tmp_path / "runs" / "synthetic-a0-0" / "config.json").read_text())
+    record = json.loads((tmp_path / "runs" / "007" / "config.json").read_text())
     assert record["provenance"]["processes"] == 2

@@ -1,8 +1,12 @@
 """Predictions on videos by hand, a folder or the command line; the picture and the film."""
 
+import errno
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+import s2dlib.apps.predict as predict_module
 from s2dlib.apps.cli import main
 from s2dlib.apps.predict import find_videos, predict_clip, predictions, top_predictions
 from s2dlib.data.clips import load_views
@@ -69,6 +74,16 @@ def test_the_views_of_a_video_are_those_that_testing_takes(csv, crops):
 def test_a_video_that_is_shorter_than_the_clip_is_taken_as_it_is(model, make_video, tmp_path):
     views, out = predict_clip(model, make_video(tmp_path / "short.mp4", n_frames=7))
     assert views.shape == (1, 1, 7, 64, 64) and out.scores.shape == (1, 20)
+
+
+def test_the_reader_has_the_seconds_that_are_asked_for(model, videos, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        predict_module, "load_views", lambda path, data: seen.append(data) or load_views(path, data)
+    )
+    predict_clip(model, videos / "a.mp4", timeout=7.5)
+    predict_clip(model, videos / "a.mp4")
+    assert seen == [replace(model.data, timeout=7.5), model.data]
 
 
 def test_the_verdicts_are_means_over_the_views_before_and_after(model):
@@ -130,9 +145,9 @@ def test_the_command_shows_one_video_with_its_picture_and_film(videos, runs, tmp
     code, printed, errors = predict(videos / "a.mp4", "--checkpoint", run, "--out", out)
     assert (code, errors) == (0, "")
     assert "after DNet" in printed and "before: SNet" in printed
-    with Image.open(out / "a.png") as picture:
+    with Image.open(out / "a.mp4.s2d.png") as picture:
         assert picture.width > 800
-    assert len(read_frames(out / "a.mp4")) == 48
+    assert len(read_frames(out / "a.mp4.s2d.mp4")) == 48
 
 
 def test_a_single_network_gets_its_verdict_and_no_picture(videos, tmp_path, csv, predict):
@@ -143,6 +158,236 @@ def test_a_single_network_gets_its_verdict_and_no_picture(videos, tmp_path, csv,
     code, printed, _ = predict(*arguments)
     assert code == 0 and "a.mp4: 48 frames" in printed and "before: SNet" not in printed
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def everything_in(folder):
+    """Every file's content, by its path."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("film", ["mp4", "gif"])
+def test_pictures_beside_the_videos_replace_none_and_are_no_videos_next_time(
+    videos, runs, predict, film
+):
+    before = everything_in(videos)
+    run = ("--checkpoint", runs / "synthetic-a0-0", "--out", videos, "--film", film)
+    assert [predict(videos / "a.mp4", *run)[0] for _ in range(2)] == [0, 0]  # its own are replaced
+    assert predict(videos, *run, "--pictures")[0] == 1
+    after = everything_in(videos)
+    assert {path: after[path] for path in before} == before
+    ends = [".s2d.png", f".s2d.{film}"]
+    new = {f"a.mp4{end}" for end in ends} | {"predictions.csv"}
+    new |= {f"{name}{end}" for name in ("in/a.mp4", "in/below/b.mp4") for end in ends}
+    assert {str(path.relative_to(videos)) for path in set(after) - set(before)} == new
+    assert {p.name for p in find_videos([videos])} == {"a.mp4", "b.mp4", "bad.mp4"}
+
+
+@pytest.mark.parametrize("way", ["a text", "a hard link to the video", "a link to the video"])
+def test_a_file_in_the_way_of_a_picture_stays_and_is_told(way, videos, runs, tmp_path, predict):
+    video, out = videos / "a.mp4", tmp_path / "out"
+    out.mkdir()
+    path = out / "a.mp4.s2d.mp4"
+    if way == "a text":
+        path.write_bytes(b"mine")
+    else:
+        (path.hardlink_to if "hard" in way else path.symlink_to)(video)
+    before = video.read_bytes(), path.read_bytes()
+    code, printed, errors = predict(video, "--checkpoint", runs / "synthetic-a0-0", "--out", out)
+    assert code == 1 and "a.mp4: 48 frames" in printed and "write elsewhere" in errors
+    assert (video.read_bytes(), path.read_bytes()) == before
+
+
+def test_a_table_of_someone_else_stays(videos, runs, predict):
+    for content in ("path,label\na.mp4,1\n", "mine"):
+        (videos / "predictions.csv").write_text(content)
+        message, *_ = predict(videos, "--checkpoint", runs / "synthetic-a0-0", "--out", videos)
+        assert "predictions.csv: a file that this command did not make" in message
+        assert (videos / "predictions.csv").read_text() == content
+
+
+def test_pictures_do_not_go_among_the_frames_of_a_video(runs, tmp_path, predict):
+    for n in range(8):
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        Image.new("RGB", (80, 80)).save(tmp_path / "frames" / f"{n:05d}.png")
+    frames = tmp_path / "frames"
+    message, *_ = predict(frames, "--checkpoint", runs / "synthetic-a0-0", "--out", frames)
+    assert "is read here" in message and len(list(frames.iterdir())) == 8
+
+
+@pytest.fixture
+def trouble(monkeypatch):
+    """trouble({name: error}) raises errors for videos of these names; returns those asked for."""
+    original = predict_module.predict_clip
+
+    def start(errors):
+        asked = []
+
+        def predict_clip(model, path, *arguments):
+            asked.append(path.name)
+            if error := errors.get(path.name):
+                raise error
+            return original(model, path, *arguments)
+
+        monkeypatch.setattr(predict_module, "predict_clip", predict_clip)
+        return asked
+
+    return start
+
+
+def rows_of(out):
+    table = pd.read_csv(out / "predictions.csv", keep_default_na=False)
+    return {Path(row["path"]).name: row for _, row in table.iterrows()}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA out of memory.\nTried"),
+        MemoryError(),
+        ValueError("odd"),
+        PermissionError(13, "no", "x"),
+        UnicodeEncodeError("utf-8", "\udcdf", 0, 1, "surrogates"),
+        KeyError("mp4"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_any_trouble_is_the_row_of_one_video_and_is_tried_again(
+    error, videos, runs, tmp_path, predict, trouble
+):
+    arguments = (videos, "--checkpoint", runs / "synthetic-a0-0", "--out", tmp_path / "out")
+    trouble({"a.mp4": error})
+    assert predict(*arguments)[0] == 1
+    rows = rows_of(tmp_path / "out")
+    assert rows["a.mp4"]["error"].startswith(type(error).__name__) and rows["b.mp4"]["error"] == ""
+    asked = trouble({})
+    assert predict(*arguments)[0] == 1  # bad.mp4 is still bad
+    assert asked == ["a.mp4", "bad.mp4"]  # what failed, and not what is there
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 3 and rows["a.mp4"]["action_1"] != ""
+    assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 3
+
+
+def test_ctrl_c_leaves_what_is_there_and_the_same_command_goes_on(
+    videos, runs, tmp_path, predict, trouble
+):
+    arguments = (videos, "--checkpoint", runs / "synthetic-a0-0", "--out", tmp_path / "out")
+    trouble({"b.mp4": KeyboardInterrupt()})
+    code, _, errors = predict(*arguments)
+    assert code == 130 and "holds 2 rows so far; the same command goes on" in errors
+    first = (tmp_path / "out" / "predictions.csv").read_bytes()
+    assert list(rows_of(tmp_path / "out")) == ["a.mp4", "bad.mp4"]
+    asked = trouble({})
+    predict(*arguments)
+    assert asked == ["bad.mp4", "b.mp4"]
+    content = (tmp_path / "out" / "predictions.csv").read_bytes()
+    assert content.startswith(first.splitlines(keepends=True)[0] + first.splitlines(True)[1])
+    trouble({"a.mp4": KeyboardInterrupt()})  # alone, without a table
+    code, _, errors = predict(videos / "a.mp4", *arguments[1:])
+    assert (code, errors) == (130, "interrupted\n")
+    assert (tmp_path / "out" / "predictions.csv").read_bytes() == content
+
+
+def test_a_full_disk_ends_in_a_line_with_the_rows_so_far(
+    videos, runs, tmp_path, predict, monkeypatch
+):
+    original, full = predict_module.write_video, OSError(errno.ENOSPC, "No space left on device")
+
+    def write_video(path, *arguments):
+        if path.name.startswith("b."):
+            raise full
+        original(path, *arguments)
+
+    monkeypatch.setattr(predict_module, "write_video", write_video)
+    run = ("--checkpoint", runs / "synthetic-a0-0", "--out", tmp_path / "out", "--pictures")
+    message, *_ = predict(videos, *run)
+    assert message == "error: [Errno 28] No space left on device"
+    assert list(rows_of(tmp_path / "out")) == ["a.mp4", "bad.mp4"]
+    full = OSError(errno.ENAMETOOLONG, "File name too long")  # this one's own: its row says it
+    assert predict(videos, *run)[0] == 1
+    row = rows_of(tmp_path / "out")["b.mp4"]
+    assert "File name too long" in row["error"] and row["action_1"] != ""
+
+
+def test_another_model_or_top_starts_anew_and_a_changed_video_gets_another_row(
+    videos, runs, tmp_path, predict, trouble
+):
+    out = tmp_path / "out"
+
+    def call(run, *more):
+        asked = trouble({})
+        _, _, errors = predict(
+            videos / "a.mp4", videos / "below", "--checkpoint", runs / run, "--out", out, *more
+        )
+        return asked, errors
+
+    assert call("synthetic-a0-0")[0] == ["a.mp4", "b.mp4"]
+    assert call("synthetic-a0-0", "--timeout", 300) == ([], "")
+    first = (out / "predictions.csv").read_bytes()
+    for n, (run, top) in enumerate([("synthetic-b3-0", 5), ("synthetic-b3-0", 2)], start=1):
+        asked, errors = call(run, "--top", top)
+        assert asked == ["a.mp4", "b.mp4"] and f"now predictions.{n}.csv" in errors
+    assert (out / "predictions.1.csv").read_bytes() == first
+    shutil.copy(videos / "below" / "b.mp4", videos / "a.mp4")
+    assert call("synthetic-b3-0", "--top", 2)[0] == ["a.mp4"]
+    assert len(pd.read_csv(out / "predictions.csv")) == 3
+
+
+def test_videos_of_one_stem_have_pictures_of_their_own(videos, runs, tmp_path, predict, trouble):
+    (videos / "other").mkdir()
+    for path in (videos / "other" / "a.mp4", videos / "a.avi", videos / "other-a.mp4"):
+        shutil.copy(videos / "a.mp4", path)
+    run = ("--checkpoint", runs / "synthetic-a0-0", "--out", tmp_path / "out", "--pictures")
+    named = (videos / "a.mp4", videos / "a.avi", videos / "other", videos / "other-a.mp4")
+    predict(*named, *run)
+    names = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")}
+    stems = ("a.mp4", "a.avi", "other/a.mp4", "other-a.mp4")
+    assert names == {f"{stem}.s2d.png" for stem in stems}
+    (tmp_path / "out" / "a.avi.s2d.mp4").unlink()
+    asked = trouble({})
+    predict(*named, *run)  # goes on with pictures, too
+    assert asked == ["a.avi"] and (tmp_path / "out" / "a.avi.s2d.mp4").is_file()
+
+
+def test_names_in_latin_1_and_of_two_lines_cost_no_row(videos, runs, tmp_path, predict):
+    names = [b"stra\xdfe.mp4", b"stra\\xdfe.mp4", b"two\nlines.mp4", "größe.mp4".encode()]
+    for name in names:
+        shutil.copy(videos / "a.mp4", videos / os.fsdecode(name))
+    run = ("--checkpoint", runs / "synthetic-a0-0", "--out", tmp_path / "out")
+    for _ in range(2):
+        assert predict(videos, *run)[0] == 1
+        rows = rows_of(tmp_path / "out")
+        assert set(rows) == {
+            *("a.mp4", "b.mp4", "bad.mp4", r"stra\xdfe.mp4", r"stra\\xdfe.mp4"),
+            *(r"two\x0alines.mp4", "größe.mp4"),
+        }
+        assert [rows[n]["error"] for n in (r"stra\\xdfe.mp4", "größe.mp4")] == ["", ""]
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_a_kill_in_earnest(videos, runs, tmp_path):
+    for n in range(200):
+        (videos / f"{n}.mp4").hardlink_to(videos / "a.mp4")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "s2dlib", "predict", videos, "--out", out]
+    command += ["--checkpoint", runs / "synthetic-a0-0"]
+    paths = set()
+    for sent, status in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        child = subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        while not (out / "predictions.csv").exists() or len(rows_of(out)) < len(paths) + 3:
+            assert child.poll() is None
+            time.sleep(0.05)
+        child.send_signal(sent)
+        _, errors = child.communicate()
+        assert child.returncode == status and "Traceback" not in errors, errors
+        rows = set(rows_of(out))
+        assert rows >= paths and len(rows) < 200
+        paths = rows
+    assert [p.name for p in out.iterdir()] == ["predictions.csv"]
 
 
 @pytest.mark.parametrize("missing", ["video", "checkpoint"])
@@ -159,6 +404,8 @@ def test_a_table_of_nothing_and_a_folder_that_is_a_file_are_errors_in_a_line(
     run = runs / "synthetic-a0-0"
     message, *_ = predict(videos / "a.mp4", "--checkpoint", run, "--top", 0)
     assert message == "error: --top must be >= 1, got 0"
+    message, *_ = predict(videos / "a.mp4", "--checkpoint", run, "--timeout", "nan")
+    assert message == "error: --timeout must be > 0 seconds, got nan"
     message, *_ = predict(videos / "a.mp4", "--checkpoint", run, "--out", videos / "bad.mp4")
     assert message.startswith("error: ") and "bad.mp4" in message
 

@@ -72,7 +72,7 @@ def test_readme_commands_run_on_a_new_clone(clone):
     (code,) = blocks("python")
     done = subprocess.run([sys.executable, "-c", code], **options)
     assert done.returncode == 0 and "torch.Size([1, 1, 8, 20, 20])" in done.stdout, done.stderr
-    assert (clone / "predictions" / "00007.mp4").stat().st_size > 10_000
+    assert (clone / "predictions" / "00007.mp4.s2d.mp4").stat().st_size > 10_000
     assert (clone / "predictions" / "test" / "predictions.csv").read_text().count("\n") == 21
     mine = (clone / "results" / "runs" / "mine" / "config.json").read_text()
     assert '"upright tall bar>pole"' in mine  # the names of the classes go with the model

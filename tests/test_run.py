@@ -1,17 +1,33 @@
 """Notebooks run with checked parameters, in this very interpreter, and failures are loud."""
 
+import ast
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
 
-from s2dlib.apps.run import parse_value, reserve_gpu, run_notebook, visible_gpus
+from s2dlib.apps.cli import parse
+from s2dlib.apps.run import (
+    annotated_type,
+    check_parameters,
+    command_text,
+    inspect_parameters,
+    parse_parameters,
+    parse_value,
+    reserve_gpu,
+    run_notebook,
+    visible_gpus,
+)
+from s2dlib.data.files import folder_name
 
 REPO = Path(__file__).resolve().parents[1]
 CELL = "import json, os, pathlib, sys\npathlib.Path(out).write_text(json.dumps({}))"
@@ -163,3 +179,188 @@ def test_a_notebook_that_asks_for_a_gpu_sees_one_and_for_several_processes_all(
 )
 def test_values_are_read_as_yaml(text, value):
     assert parse_value(text) == value and type(parse_value(text)) is type(value)
+
+
+TYPED = {  # parameters of a notebook, and texts that fit
+    "name: str = 'x'": [
+        *("20241126", "0", "007", "2024_11_26", "2024-11-26", "12:30", "no", "null", "1e3", "~"),
+        *(
+            "",
+            " ",
+            "a: b",
+            "[1",
+            "{",
+            "'quoted'",
+            '"',
+            "\\",
+            "two\nlines",
+            "größe",
+            "true",
+            "-1",
+            "#",
+        ),
+        *(
+            "$HOME `x` !",
+            "<preset>",
+            "0x10",
+            ".5",
+            "1_000",
+            "...",
+            "---",
+            "*a",
+            "&a",
+            "%d",
+            "\t",
+            "-x",
+            "--",
+            "-p",
+            "-h",
+            "=",
+            "-",
+        ),
+    ],
+    "seed: int = 0": ["7", "-1", "12345678901234567890"],
+    "lr: float = 0.1": ["1e-3", "60", "0.5", ".inf", "-2E+5"],
+    "smoke: bool = False": ["true", "no", "False"],
+    "rows: list = []": ["[]", "[a, 1, 1e-3, '1e-3', null, [x]]", "[007, '007', no, 'no', ü]"],
+    "overrides: dict = {}": ["{}", "{epochs: 3, name: 'a, b', lr: 1.0e-05}", "{b: {a: 1}}"],
+    "anything = None": ["null", "3", "a0", "1e-3", "'1e-3'", "[1]", "true"],
+}
+
+
+@pytest.fixture
+def typed(tmp_path):
+    """A notebook with a parameter of each type."""
+    cell = nbformat.v4.new_code_cell("\n".join(TYPED), metadata={"tags": ["parameters"]})
+    nb = nbformat.v4.new_notebook(cells=[cell])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "x", "language": "python"}
+    nbformat.write(nb, tmp_path / "typed.ipynb")
+    return tmp_path / "typed.ipynb"
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_a_value_is_that_of_its_type_and_the_recorded_command_gives_it_again(line, typed):
+    name = line.split()[0].rstrip(":")
+    for text in TYPED[line]:
+        values = parse_parameters(typed, [(name, text)])
+        assert line.startswith("name:") <= (values == {name: text})
+        known = inspect_parameters(typed)
+        check_parameters(typed, values, known)
+        pasted = shlex.split(command_text(typed, typed, values, known))[1:]
+        again = parse_parameters(typed, parse(pasted).p)
+        assert again == values and list(map(type, again.values())) == [type(values[name])]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error"),
+    [
+        ("seed", "1.5", "parameter seed: expected int, got 1.5"),
+        ("seed", "08", "parameter seed: expected int, got '08'"),
+        ("seed", "", "parameter seed: expected int, got None"),
+        ("seed", "true", "parameter seed: expected int, got True"),
+        ("lr", "fast", "parameter lr: expected float, got 'fast'"),
+        ("smoke", "1", "parameter smoke: expected bool, got 1"),
+        ("rows", "a, b", "parameter rows: expected list, got 'a, b'"),
+        ("rows", "[2024-11-26]", "parameter rows: expected text in UTF-8, numbers, and lists"),
+        ("overrides", "[1]", r"parameter overrides: expected dict, got \[1\]"),
+        ("overrides", "{", "parameter overrides: expected dict, '{' is no YAML"),
+        ("overrides", "2024-13-45", "parameter overrides: expected dict, month must be"),
+        ("name", "stra\udcdfe", "parameter name: expected text in UTF-8"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_the_kernel_starts(name, text, error, typed, tmp_path):
+    with pytest.raises(ValueError, match=error):
+        run_notebook(typed, tmp_path / "o.ipynb", parse_parameters(typed, [(name, text)]))
+    for value in (None, 0, False):  # given in Python
+        with pytest.raises(ValueError, match=f"name: expected str, got {value}"):
+            run_notebook(typed, tmp_path / "o.ipynb", {"name": value})
+    assert not (tmp_path / "o.ipynb").exists()
+
+
+def test_texts_reach_the_notebook_as_they_were_typed(write, tmp_path):
+    text = "007 'x' \"y\" \\n \\\\ {z} ü\n$HOME"
+    notebook = write(FACTS, "work/{nb}.ipynb")
+    run_notebook(notebook, tmp_path / "{o}.ipynb", parse_parameters(notebook, [("variant", text)]))
+    facts = json.loads((notebook.parent / "facts.json").read_text())
+    assert facts["variant"] == text and (tmp_path / "{o}.ipynb").is_file()
+    pasted = shlex.split(facts["command"])[1:]
+    assert parse_parameters(notebook, parse(pasted).p) == {"variant": text}
+    run_notebook(notebook, tmp_path / "{o}.ipynb", {"variant": text})  # replaces its own copy
+
+
+def test_every_parameter_of_the_notebooks_is_of_a_type_that_is_checked():
+    for path in sorted((REPO / "notebooks").glob("*.ipynb")):
+        known = inspect_parameters(path)
+        assert known and all(annotated_type(name, known) for name in known), path.name
+
+
+def test_a_run_has_the_name_that_was_typed():
+    cells = nbformat.read(REPO / "notebooks" / "02_train.ipynb", as_version=4).cells
+    lines = "\n".join(cell.source for cell in cells if cell.cell_type == "code").split("\n")
+    code = "\n".join(line for line in lines if line.startswith(("name = ", "run_dir = ")))
+    known = inspect_parameters(REPO / "notebooks" / "02_train.ipynb")
+    names = {"preset": "videos", "variant": "a0", "seed": 0, "results": "r", "Path": Path}
+    names |= {"folder_name": folder_name, "name": ast.literal_eval(known["name"]["default"])}
+
+    def run_dir(**typed):
+        exec(code, values := names | typed)
+        return values["run_dir"]
+
+    assert run_dir() == Path("r/runs/videos-a0-0")
+    for name in ("20241126", "0", "no", "007"):
+        assert run_dir(name=name) == Path("r/runs", name)
+    for name in ("", "  ", "..", "a/b"):
+        with pytest.raises(ValueError, match="expected the name of one folder"):
+            run_dir(name=name)
+
+
+@pytest.mark.parametrize(
+    "name", ["work/nb.ipynb", "work/../work/nb.ipynb", "soft.ipynb", "hard.ipynb"]
+)
+def test_the_executed_copy_is_never_the_notebook_itself(name, write, tmp_path):
+    notebook = write(FACTS)
+    before = notebook.read_bytes()
+    (tmp_path / "soft.ipynb").symlink_to(notebook)
+    (tmp_path / "hard.ipynb").hardlink_to(notebook)
+    with pytest.raises(ValueError, match="is read here and would be replaced"):
+        run_notebook(notebook, tmp_path / name, {})
+    with pytest.raises(ValueError, match="is read here and would be replaced"):
+        run_notebook(tmp_path / name, notebook, {})
+    assert notebook.read_bytes() == before
+
+
+def test_only_an_executed_copy_of_that_name_is_replaced(write, tmp_path):
+    notebook, output = write("1 + 1"), tmp_path / "o.ipynb"
+    other = write("2 + 2", "work/other.ipynb")
+    copy = tmp_path / "mine.ipynb"
+    for _ in range(2):
+        run_notebook(notebook, output, {})
+    copy.write_bytes(output.read_bytes())  # the start of one's own work
+    for path in (other, copy):
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match="a file that this command did not make"):
+            run_notebook(notebook, path, {})
+        assert path.read_bytes() == before
+    with pytest.raises(ValueError, match="expected a path in UTF-8"):
+        run_notebook(notebook, tmp_path / "stra\udcdfe.ipynb", {})
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_run_with_the_cells_so_far(write, tmp_path):
+    notebook = write(
+        "print('begun'); pathlib = __import__('pathlib')\n"
+        "pathlib.Path('begun').touch(); __import__('time').sleep(600)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-m", "s2dlib", "run", notebook, tmp_path / "o.ipynb"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while not (tmp_path / "work" / "begun").exists():
+        assert child.poll() is None
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130 and "interrupted\n" in errors, errors
+    assert len(nbformat.read(tmp_path / "o.ipynb", as_version=4).cells) >= 2

@@ -148,6 +148,53 @@ def test_save_pretrained_keeps_a_runs_record(runs):
     assert (runs / "synthetic-a0-0" / CONFIG_FILE).read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {WEIGHTS: "someone's"},
+        {CONFIG_FILE: '{"model": "bert"}', WEIGHTS: "someone's"},
+        {CONFIG_FILE: "no JSON"},
+        {CONFIG_FILE: '{"architectures": ["Bert"]}'},
+    ],
+)
+def test_save_pretrained_replaces_no_other_model(tmp_path, files):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="but no model of this package"):
+        trained().save_pretrained(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+def test_save_pretrained_replaces_an_older_model_whole_or_not_at_all(tmp_path, monkeypatch):
+    trained().save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("my words")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    model, write_text = trained(NAMES[:4]), Path.write_text
+
+    def full(path, *words, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        model.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    monkeypatch.setattr(Path, "write_text", write_text)
+    model.save_pretrained(tmp_path)
+    assert S2DNet.from_pretrained(tmp_path).classes == NAMES[:4]
+    assert (tmp_path / "README.md").read_text() == "my words"
+    assert (tmp_path / "notes.txt").read_text() == "mine" and len(list(tmp_path.iterdir())) == 4
+
+
+def test_save_pretrained_pushes_by_the_name_of_the_folder(tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(S2DNet, "push_to_hub", lambda model, name, **more: pushed.append(name))
+    monkeypatch.chdir(tmp_path)
+    trained().save_pretrained("mine", push_to_hub=True, repo_id=None)
+    trained().save_pretrained("mine", push_to_hub=True, repo_id="me/other")
+    assert pushed == ["mine", "me/other"]
+
+
 def test_from_pretrained_source_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a folder with config.json"):
         S2DNet.from_pretrained("results/models/no-such/model")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import io
+import itertools
 import logging
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 TITLE = "Synopsis-to-Detail Networks for video recognition (Liang et al., ECCV 2022)."
@@ -24,7 +26,8 @@ def predict(parser: ArgumentParser) -> Call:
     """Predict the actions in videos, and draw where the model looks.
 
     One video gets its top-5 before and after DNet, the picture of Fig. 4 and a film of what DNet
-    sees beside the clip; several, or a folder, get a row each in predictions.csv.
+    sees beside the clip (VIDEO.s2d.png, VIDEO.s2d.mp4); several, or a folder, get a row each in
+    predictions.csv. There the same command goes on after Ctrl-C, and tries again what failed.
 
     example:
       s2d predict video.mp4 --checkpoint results/models/synthetic
@@ -36,12 +39,14 @@ def predict(parser: ArgumentParser) -> Call:
     add("--top", type=int, default=5, help="actions listed")
     add("--film", choices=("mp4", "gif"), default="mp4", help="kind of the film")
     add("--pictures", action="store_true", help="of each of several videos, too")
+    words = "without progress, after which a video is given up; default: as in training"
+    add("--timeout", type=float, metavar="SECONDS", help=words)
 
     def call(args: Namespace) -> int:
         from s2dlib.apps.predict import predict_videos
 
-        film, pictures = args.film, args.pictures
-        return predict_videos(args.videos, args.checkpoint, args.out, args.top, film, pictures)
+        options = args.top, args.film, args.pictures, args.timeout
+        return predict_videos(args.videos, args.checkpoint, args.out, *options)
 
     return call
 
@@ -67,26 +72,30 @@ def inspect_(parser: ArgumentParser) -> Call:
 def run(parser: ArgumentParser) -> Call:
     """Run a notebook with parameters, headless; a misspelt parameter is an error.
 
-    02_train trains, 04_table2 makes Table 2, and so on. Paths among the parameters are seen from
-    notebooks/. Where several GPUs are visible, runs side by side use different ones.
+    02_train trains, 04_table2 makes Table 2, and so on. A parameter annotated `str` is the text as
+    typed, any other one is YAML. Paths among them are seen from notebooks/. Where several GPUs are
+    visible, runs side by side use different ones.
 
     example:
       s2d run notebooks/02_train.ipynb out.ipynb -p preset synthetic -p variant b2
     """
     parser.add_argument("notebook", type=Path)
     parser.add_argument("output", type=Path, help="the executed copy")
-    words = "a parameter of the notebook, and its value as YAML; repeatable"
+    words = "a parameter of the notebook and its value; repeatable"
     pair = ("NAME", "VALUE")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=pair, help=words)
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=pair, help=words,
+        type=lambda text: text.removeprefix("="),
+    )  # fmt: skip
 
     def call(args: Namespace) -> None:
         import papermill
 
-        from s2dlib.apps.run import parse_value, run_notebook
+        from s2dlib.apps.run import parse_parameters, run_notebook
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         try:
-            parameters = {name: parse_value(value) for name, value in args.p}
+            parameters = parse_parameters(args.notebook, args.p)
             run_notebook(args.notebook, args.output, parameters)
         except papermill.PapermillExecutionError as error:
             sys.exit(f"{error}\nerror: {args.notebook} failed; executed so far: {args.output}")
@@ -112,6 +121,7 @@ def synthetic(parser: ArgumentParser) -> Call:
     example:
       s2d synthetic --share 0.01 --out data/demo
     """
+    from s2dlib.data.files import check_output
     from s2dlib.data.synthetic import DATASETS, write_dataset
 
     parser.add_argument("--dataset", choices=DATASETS, default="synthetic")
@@ -119,7 +129,9 @@ def synthetic(parser: ArgumentParser) -> Call:
     parser.add_argument("--share", type=float, default=1.0, help="share of the clips to write")
 
     def call(args: Namespace) -> None:
-        print(write_dataset(args.out or Path("data") / args.dataset, args.dataset, args.share))
+        out = args.out or Path("data") / args.dataset
+        check_output(out / f"{out.name}.csv", made=rb"\Apath,label,label_name,split,t,duration,")
+        print(write_dataset(out, args.dataset, args.share))
 
     return call
 
@@ -138,14 +150,24 @@ def export(parser: ArgumentParser) -> Call:
 
     def call(args: Namespace) -> None:
         from s2dlib.apps.export import export_model
+        from s2dlib.data.files import as_text
         from s2dlib.model import S2DNet
 
         logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it lists what it leaves as it is
         names = export_model(S2DNet.from_pretrained(args.checkpoint), args.out)
         size = args.out.stat().st_size / 1e6
-        print(f"{args.out}: {size:.1f} MB; frames, n_frames -> {', '.join(names)}")
+        print(f"{as_text(args.out)}: {size:.1f} MB; frames, n_frames -> {', '.join(names)}")
 
     return call
+
+
+def _mark_values(argv: Sequence[str]) -> Iterator[str]:
+    """Begin what follows -p by "=": argparse would take a value -x for an option."""
+    words = iter(argv)
+    for word in words:
+        yield word
+        if word == "-p":
+            yield from (f"={text}" for text in itertools.islice(words, 2))
 
 
 COMMANDS = {c.__name__.rstrip("_"): c for c in (predict, inspect_, run, index, synthetic, export)}
@@ -165,13 +187,18 @@ def parse(argv: Sequence[str]) -> Namespace:
         )
         if name in argv[:1]:
             sub.set_defaults(call=command(sub))
-    return parser.parse_args(argv)
+    return parser.parse_args([*_mark_values(argv)] if argv[:1] == ["run"] else argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; every expected failure is one line and a non-zero exit."""
     args = parse(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: any name can be printed
     try:
         return args.call(args) or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"error: {error}")

@@ -1,7 +1,4 @@
-"""A trained model as one file that runs without this package: raw frames in, all of Fig. 2 out.
-
-    s2d export results/models/synthetic model.pt2     # for torch.export.load
-    s2d export results/models/synthetic model.onnx    # pip install s2dlib[onnx]
+"""`s2d export`: a model as one file that runs without this package (.pt2, .onnx), all of Fig. 2.
 
 Inputs: frames, uint8 (B, C, T, H, W), and n_frames, int64 (B,). B is free. T, H, W and C are fixed,
 those of the clips that the model was trained on; a shorter clip is padded at its end with anything,
@@ -36,9 +33,10 @@ from torch import Tensor, nn
 
 from s2dlib.apps.inference import for_inference
 from s2dlib.config import DataConfig
-from s2dlib.data.files import atomic_path
+from s2dlib.data.files import atomic_path, check_output
 from s2dlib.model import S2DNet
 
+MADE = rb'"n_frames": \d+, "frame_stride": '  # in the text `clip` of every such file
 CLIP_FIELDS = ("n_frames", "frame_stride", "short_side", "crop", "gray", "test_crops")
 OPSET = 20  # of ONNX; what torch translates into changes with its version
 
@@ -81,12 +79,14 @@ def export_model(model: S2DNet, path: str | Path, data: DataConfig | None = None
         The names of the outputs, in order.
 
     Raises:
-        ValueError: another ending, or a model that was built and comes without data.
+        ValueError: another ending, a model that was built and comes without data, or a file in the
+            way that is no such export (files.check_output).
         ImportError: .onnx without the packages of the extra.
     """
     path, data = Path(path), model.data if data is None else data
     if path.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"{path}: expected a name that ends in .pt2 or .onnx")
+    check_output(path, made=MADE)
     lacking = [n for n in ("onnx", "onnxscript") if importlib.util.find_spec(n) is None]
     if path.suffix == ".onnx" and lacking:
         raise ImportError(f"{path}: needs {' and '.join(lacking)}; pip install s2dlib[onnx]")
@@ -95,12 +95,14 @@ def export_model(model: S2DNet, path: str | Path, data: DataConfig | None = None
         "classes": json.dumps(model.classes, ensure_ascii=False),
         "clip": json.dumps({name: getattr(data, name) for name in CLIP_FIELDS}),
     }
-    with atomic_path(path) as whole:
+    with atomic_path(path) as named:
+        whole = named.with_name(f"model{path.suffix}")  # for libraries that know UTF-8 alone
         if path.suffix == ".pt2":
             program.example_inputs = None  # a whole clip, pickled
             torch.export.save(program, whole, extra_files=texts)
         else:
             write_onnx(program, names, whole, texts)
+        whole.rename(named)
     return names
 
 

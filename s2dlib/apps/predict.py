@@ -1,17 +1,14 @@
-"""A trained model on anyone's videos: the most probable actions, the picture, the film.
-
-    s2d predict video.mp4 --checkpoint results/models/synthetic
-
-One video gets its top-5 before and after DNet, the picture of Fig. 4 and a film of what DNet sees
-beside the clip; several, or a folder, get a row each in predictions.csv.
-"""
+"""`s2d predict`: the most probable actions in anyone's videos, the picture, the film, the table."""
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -19,15 +16,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from s2dlib.apps.prediction_table import digest_of, file_state, open_table, unpredicted
 from s2dlib.data.clips import load_views
 from s2dlib.data.decoding import ClipError
-from s2dlib.data.files import FPS, write_atomic, write_video
+from s2dlib.data.files import (
+    FPS,
+    MADE,
+    as_text,
+    atomic_path,
+    check_output,
+    contains,
+    write_video,
+)
 from s2dlib.data.index import IMAGES, list_videos
+from s2dlib.data.rows import RowTable
 from s2dlib.model import Output, S2DNet
 from s2dlib.report import figures
 from s2dlib.report import film as films
 
-TABLE = "predictions.csv"
+PICTURE, FILM = ".s2d.png", ".s2d."  # ends of their names, after the video's own; mp4 or gif
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk's trouble, not a video's
 HEADINGS = {
     "action": "after DNet",
     "probability": "",
@@ -37,29 +45,48 @@ HEADINGS = {
 
 
 def find_videos(paths: Sequence[str | Path]) -> list[Path]:
-    """Videos named one by one, and those below folders; a folder of frames is a video.
+    """Videos named one by one, and those below folders, each once; a folder of frames is a video.
+
+    Films that draw has left below a folder are none of its videos.
 
     Raises:
         FileNotFoundError: a path is not there, or a folder holds no video.
     """
-    found = []
+    found: dict[Path, Path] = {}  # by absolute path
     for path in map(Path, paths):
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder")
+            raise FileNotFoundError(f"{as_text(path)}: no such file or folder")
         below = [path / name for name in list_videos(path)] if path.is_dir() else []
-        is_frames = path.is_dir() and any(p.suffix.lower() in IMAGES for p in path.iterdir())
-        if path.is_dir() and not below and not is_frames:
-            raise FileNotFoundError(f"{path}: expected videos below this folder, there are none")
-        found += below or [path]
-    return found
+        below = [video for video in below if not _is_drawn(video)]
+        if path.is_dir() and not below and not _holds_frames(path):
+            words = "expected videos below this folder, there are none"
+            raise FileNotFoundError(f"{as_text(path)}: {words}")
+        found |= {video.absolute(): video for video in below or [path]}
+    return list(found.values())
+
+
+def _is_drawn(path: Path) -> bool:
+    """Whether draw has written a film, or all pictures of a folder."""
+    if path.is_dir():
+        return not _holds_frames(path)
+    return FILM in path.name and path.is_file() and contains(path, MADE)
+
+
+def _holds_frames(folder: Path) -> bool:
+    """Whether a folder has images other than pictures by draw."""
+    images = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES)
+    return any(not p.name.endswith(PICTURE) for p in images)
 
 
 @torch.no_grad()
-def predict_clip(model: S2DNet, path: str | Path, device: str = "cpu") -> tuple[Tensor, Output]:
+def predict_clip(
+    model: S2DNet, path: str | Path, device: str = "cpu", timeout: float | None = None
+) -> tuple[Tensor, Output]:
     """What a model makes of a video's test clip.
 
     Args:
         model: in evaluation mode, with its record (S2DNet.from_pretrained).
+        timeout: seconds without progress granted to the reader; None: as in training.
 
     Returns:
         The clip's views, uint8 (V, C, T, H, W), and the output for them (B = V).
@@ -67,7 +94,8 @@ def predict_clip(model: S2DNet, path: str | Path, device: str = "cpu") -> tuple[
     Raises:
         ClipError: the video cannot be read.
     """
-    views = load_views(path, model.data)
+    data = model.data if timeout is None else replace(model.data, timeout=timeout)
+    views = load_views(path, data)
     return views, model.to(device)(views.to(device))
 
 
@@ -89,55 +117,110 @@ def top_predictions(model: S2DNet, out: Output, top: int = 5) -> pd.DataFrame:
     return table
 
 
-def draw(model: S2DNet, views: Tensor, out: Output, stem: Path, film: str = "mp4") -> list[Path]:
+def draw(
+    model: S2DNet,
+    views: Tensor,
+    out: Output,
+    stem: Path,
+    film: str = "mp4",
+    inputs: Sequence[Path] = (),
+) -> list[Path]:
     """Write the picture of Fig. 4 and the film, of the centre view. Returns their paths.
 
     Args:
-        stem: of the files' names, with their folder.
+        stem: of the files' names, with their folder: the video's own name.
         film: mp4 or gif.
+        inputs: videos that neither may replace.
 
     Raises:
-        ValueError: the model has no theta to draw: one of its networks is missing.
+        ValueError: the model has no theta to draw, since one of its networks is missing, or a file
+            in the way is not an earlier picture or film (files.check_output).
     """
     if model.snet is None or model.dnet is None:
         raise ValueError("no picture of a single network: it looks nowhere by itself")
+    paths = _ends(stem, film)
+    for path in paths:
+        check_output(path, inputs)
     i = len(views) // 2
     figure = figures.figure4(views[i], out, model.classes, None, i=i)
-    paths = [stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.{film}")]
-    figure.savefig(paths[0], dpi=90)
-    plt.close(figure)
+    try:
+        with atomic_path(paths[0]) as partial:
+            figure.savefig(partial, dpi=90, metadata={"Comment": MADE.decode()})
+    finally:
+        plt.close(figure)
     height = 144 if film == "gif" else 224  # noise makes a large gif
     shots = films.film(views[i], out, i=i, height=height).numpy()
-    write_video(paths[1], shots, FPS / model.data.frame_stride)
+    write_video(paths[1], shots, FPS / model.data.frame_stride, MADE)
     return paths
 
 
+def _ends(stem: Path, film: str) -> list[Path]:
+    """The picture's and the film's path."""
+    return [stem.with_name(f"{stem.name}{end}") for end in (PICTURE, f"{FILM}{film}")]
+
+
+# A video, its row of predictions.csv, and what predict_clip gave, where it gave something.
+Prediction: TypeAlias = tuple[Path, dict[str, object], tuple[Tensor, Output] | None]
+
+
 def predictions(
-    model: S2DNet, paths: Sequence[Path], top: int = 5, device: str = "cpu"
-) -> Iterator[tuple[Path, dict[str, object], tuple[Tensor, Output] | None]]:
-    """Each video in turn: its path, its row of predictions.csv, and what predict_clip gave.
+    model: S2DNet,
+    paths: Sequence[Path],
+    top: int = 5,
+    device: str = "cpu",
+    timeout: float | None = None,
+    then: Callable[[Path, Tensor, Output], None] | None = None,
+) -> Iterator[Prediction]:
+    """Each video in turn.
 
-    A row holds path, error (empty, or why the video cannot be read; then nothing else), frames,
-    action_1, probability_1, ..., snet_action_1, ..., and theta's six, means over the detail frames.
+    A row holds columns_of(model, top): path, as files.as_text gives it; error, empty or what went
+    wrong; frames; action_1, probability_1, snet_action_1, ...; theta's six, means over the detail
+    frames; the model, by a digest; and file_state.
+
+    Args:
+        then: called with each video, its views and its output; its error is the row's, too.
     """
+    digest = digest_of(model)
     for path in paths:
-        row: dict[str, object] = {"path": str(path), "error": ""}
+        row: dict[str, object] = {"path": as_text(path), "error": "", "model": digest}
+        row |= file_state(path)
+        seen = None
         try:
-            views, out = predict_clip(model, path, device)
-        except ClipError as error:
-            yield path, row | {"error": error.cause}, None
-            continue
-        row["frames"] = views.shape[2]
-        for rank, line in top_predictions(model, out, top).iterrows():
-            row |= {f"{name}_{rank}": value for name, value in line.items()}
-        if out.theta is not None:
-            row |= {name: value.mean().item() for name, value in vars(out.theta).items()}
-        yield path, row, (views, out)
+            views, out = predict_clip(model, path, device, timeout)
+            values: dict[str, object] = {"frames": views.shape[2]}
+            for rank, line in top_predictions(model, out, top).iterrows():
+                values |= {f"{name}_{rank}": value for name, value in line.items()}
+            if out.theta is not None:
+                values |= {name: value.mean().item() for name, value in vars(out.theta).items()}
+            row, seen = row | values, (views, out)
+            if then is not None:
+                then(path, views, out)
+        except Exception as error:  # of whatever kind, it is this video's and no other one's
+            row["error"] = _cause(error)
+        yield path, row, seen
 
 
-def write_table(rows: Sequence[dict[str, object]], path: Path) -> None:
-    """Write predictions.csv, whole or not at all."""
-    write_atomic(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.4g"))
+def _cause(error: Exception) -> str:
+    """What a row says of an error; raises it where it is the disk that is full."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        raise error
+    if isinstance(error, ClipError):
+        return error.cause
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def picture_stems(videos: Sequence[str | Path], paths: Sequence[Path], out: Path) -> list[Path]:
+    """Where each video's picture and film lie, but for their ends: within `out`, as the videos do.
+
+    No two videos share one: it has all of the video's name, below the folder that holds everything
+    that was named.
+
+    Args:
+        videos: as named by the user.
+        paths: what find_videos makes of them.
+    """
+    above = os.path.commonpath([os.path.dirname(os.path.abspath(video)) for video in videos])
+    return [out / os.path.relpath(path, above) for path in paths]
 
 
 def predict_videos(
@@ -147,46 +230,85 @@ def predict_videos(
     top: int = 5,
     film: str = "mp4",
     pictures: bool = False,
+    timeout: float | None = None,
 ) -> int:
     """`s2d predict`: one video is printed and drawn, several get a table.
+
+    A table goes on: videos that it has are not predicted again, those that failed are.
 
     Args:
         videos: files, or folders of videos.
         out: folder to write to.
         film: mp4 or gif.
         pictures: whether each of several videos is drawn too.
+        timeout: seconds without progress granted to the reader of a video.
 
     Returns:
-        The exit status: 1 where a video could not be read.
+        The exit status: 1 where a video could not be read or drawn, 130 after Ctrl-C.
     """
     if top < 1:
         raise ValueError(f"--top must be >= 1, got {top}")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"--timeout must be > 0 seconds, got {timeout:g}")
     paths = find_videos(videos)
     model = S2DNet.from_pretrained(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    alone, both = len(paths) == 1, model.snet is not None and model.dnet is not None
+    check_output(out, paths)  # pictures within a folder of frames would be taken for frames
     out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, object]] = []
-    written: list[Path] = []
-    bar = tqdm(predictions(model, paths, top, device), total=len(paths), disable=alone)
-    for path, row, seen in bar:
-        rows.append(row)
-        if seen is None:
-            bar.write(f"{path}: {row['error']}", file=sys.stderr)
-            continue
-        if alone:
-            table = top_predictions(model, seen[1], top).round(3).rename(columns=HEADINGS)
-            print(f"{path}: {row['frames']} frames", table.rename_axis(None).to_string(), sep="\n")
-        if both and (alone or pictures):
-            name = path.stem if alone else f"{len(rows):05d}-{path.stem}"
-            views, output = seen
-            written += draw(model, views, output, out / name, film)
-    if not alone:
-        write_table(rows, out / TABLE)
-        written = [out / TABLE, *written]
-    failed = sum(bool(row["error"]) for row in rows)
-    if failed and not alone:
-        print(f"{failed} of {len(rows)} videos could not be read: their rows say why")
+    stems = dict(zip(paths, picture_stems(videos, paths, out), strict=True))
+    both, written = model.snet is not None and model.dnet is not None, list[Path]()
+
+    def draw_it(path: Path, views: Tensor, output: Output) -> None:
+        written.extend(draw(model, views, output, stems[path], film, paths))
+
+    drawn = draw_it if both and (pictures or len(paths) == 1) else None
+    if len(paths) == 1:
+        status = _print_verdict(model, predictions(model, paths, top, device, timeout, drawn), top)
+    else:
+        table = open_table(model, out, top, paths)
+        new = set(unpredicted(table, paths))
+        if drawn:
+            new |= {p for p in paths if not all(end.exists() for end in _ends(stems[p], film))}
+        todo = [path for path in paths if path in new]
+        if n_there := len(paths) - len(todo):
+            print(f"{n_there} of {len(paths)} videos are in {as_text(table.path)} already")
+        rows = predictions(model, todo, top, device, timeout, drawn)
+        status = _fill(table, rows, len(todo))
+        written.insert(0, table.path)
     if written:
-        print("written:", ", ".join(map(str, written[:4])), "..." * (len(written) > 4))
+        print("written:", ", ".join(map(as_text, written[:4])), "..." * (len(written) > 4))
+    return status
+
+
+def _print_verdict(model: S2DNet, rows: Iterator[Prediction], top: int) -> int:
+    """Print what one video shows. Returns the exit status."""
+    ((_, row, seen),) = rows
+    if seen is not None:
+        table = top_predictions(model, seen[1], top).round(3).rename(columns=HEADINGS)
+        print(
+            f"{row['path']}: {row['frames']} frames", table.rename_axis(None).to_string(), sep="\n"
+        )
+    if row["error"]:
+        print(f"{row['path']}: {row['error']}", file=sys.stderr)
+    return int(row["error"] != "")
+
+
+def _fill(table: RowTable, rows: Iterator[Prediction], n: int) -> int:
+    """Append n rows to a table, each as it comes. Returns the exit status."""
+    failed = 0
+    with tqdm(total=n, disable=n == 0) as bar:
+        try:
+            for _, row, _ in rows:
+                table.append(row)
+                bar.update()
+                if row["error"]:
+                    failed += 1
+                    bar.write(f"{row['path']}: {row['error']}", file=sys.stderr)
+            table.settle()
+        except KeyboardInterrupt:
+            words = f"holds {len(table.rows)} rows so far; the same command goes on"
+            bar.write(f"interrupted: {as_text(table.path)} {words}", file=sys.stderr)
+            return 130
+    if failed:
+        print(f"{failed} of {n} videos could not be read or drawn: their rows say why")
     return int(failed > 0)

@@ -1,20 +1,19 @@
-"""Run a notebook with checked parameters: papermill, this very interpreter, no misspelt name.
+"""`s2d run`: a notebook with checked parameters, by papermill, in this very interpreter.
 
-    s2d run notebooks/02_train.ipynb out.ipynb -p preset synthetic -p variant b2
-
-Papermill only warns about an unknown parameter and goes on with the default; here it is refused.
-Where several GPUs are visible, runs side by side use different ones.
+Papermill only warns about an unknown parameter and goes on with the default; here it is refused, as
+is a value that is not of the annotated type.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,11 @@ import yaml
 from ipykernel.kernelspec import write_kernel_spec
 from traitlets.config import Config
 
+from s2dlib.data.files import as_text, check_output
+
+TYPES: dict[str, tuple[type, ...]] = {t.__name__: (t,) for t in (str, int, bool, list, dict)}
+TYPES["float"] = (float, int)
+Known = dict[str, dict[str, Any]]  # parameters of a notebook, as papermill finds them
 SOCKET_PATH = 107  # bytes a Unix socket's path may have; the name of the socket takes some 20
 
 
@@ -33,34 +37,37 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
     Args:
         notebook: its first code cell is tagged `parameters`.
         output: the executed copy, written cell by cell; its folder is made.
-        parameters: values for names of that cell; any other name is an error.
+        parameters: values for names of that cell.
 
     Returns:
         The path of the executed copy. A failing cell or a killed kernel raises.
+
+    Raises:
+        ValueError: a name that the cell does not have, a value that is not of its annotated type,
+            or an output that is the notebook itself or no executed copy (files.check_output).
     """
     notebook, output = Path(notebook), Path(output)
-    if not notebook.is_file():
-        raise FileNotFoundError(f"{notebook}: no such notebook; they live in notebooks/")
-    known = papermill.inspect_notebook(notebook)
-    if unknown := sorted(set(parameters) - set(known)):
-        raise ValueError(
-            f"{notebook.name} has no parameter {', '.join(unknown)}; "
-            f"its parameters are {', '.join(known) or 'none (no cell is tagged parameters)'}"
-        )
+    known = inspect_parameters(notebook)
+    check_parameters(notebook, parameters, known)
+    for path in (notebook, output):
+        if not _is_utf8(str(path)):
+            raise ValueError(f"{as_text(path)}: expected a path in UTF-8, which the copy will hold")
+    end = re.escape(json.dumps(output.name, ensure_ascii=False)[1:].encode())
+    check_output(output, [notebook], rb'"output_path": "(?:[^"\n]*/)?' + end)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="s2d") as folder:
         # JUPYTER_PATH comes before the kernels of the user's home and of the environment
         write_kernel_spec(Path(folder) / "kernels" / "python3")
         ipc = os.name == "posix" and len(folder) + 20 < SOCKET_PATH  # no ports, so no clashes
         transport = {"transport": "ipc", "connection_file": f"{folder}/k.json"} if ipc else {}
-        command = command_text(notebook, output, parameters)
+        command = command_text(notebook, output, parameters, known)
         gpu: AbstractContextManager[dict[str, str]] = nullcontext({})
         if wants_one_gpu(notebook, known, parameters):
             gpu = reserve_gpu()
         with gpu as visible, environment(S2D_COMMAND=command, JUPYTER_PATH=folder, **visible):
             papermill.execute_notebook(
-                notebook,
-                output,
+                _no_template(notebook),
+                _no_template(output),
                 parameters,
                 kernel_name="python3",
                 cwd=notebook.parent,
@@ -72,8 +79,72 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
     return output
 
 
-def parse_value(text: str) -> object:
-    """A parameter as YAML reads it; 1e-3, which YAML 1.1 takes for a string, is a number."""
+def inspect_parameters(notebook: Path) -> Known:
+    """The parameters of a notebook by name, each with its annotation and default as text."""
+    if not notebook.is_file():
+        words = "no such notebook; they live in notebooks/"
+        raise FileNotFoundError(f"{as_text(notebook)}: {words}")
+    return papermill.inspect_notebook(_no_template(notebook))
+
+
+def _no_template(path: Path) -> str:
+    """A path for papermill, which fills in parameters between braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def parse_parameters(notebook: Path, texts: Sequence[tuple[str, str]]) -> dict[str, object]:
+    """Values of a notebook's parameters, from their texts as typed."""
+    known = inspect_parameters(notebook)
+    values: dict[str, object] = {}
+    for name, text in texts:
+        annotation = annotated_type(name, known)
+        try:
+            values[name] = parse_value(text, annotation)
+        except ValueError as error:
+            raise ValueError(
+                f"parameter {name}: expected {annotation or 'YAML'}, {error}"
+            ) from error
+    return values
+
+
+def annotated_type(name: str, known: Known) -> str:
+    """The key of TYPES by which a parameter is annotated; "": it is not, or by something else."""
+    annotation = known[name]["inferred_type_name"].split("[")[0] if name in known else ""
+    return annotation if annotation in TYPES else ""
+
+
+def check_parameters(notebook: Path, parameters: dict[str, Any], known: Known) -> None:
+    """Raise ValueError for a name unknown, or a value not of its type or not for a notebook."""
+    if unknown := sorted(set(parameters) - set(known)):
+        raise ValueError(
+            f"{notebook.name} has no parameter {', '.join(unknown)}; "
+            f"its parameters are {', '.join(known) or 'none (no cell is tagged parameters)'}"
+        )
+    for name, value in parameters.items():
+        expected = annotated_type(name, known)
+        if expected and type(value) not in TYPES[expected]:
+            raise ValueError(f"parameter {name}: expected {expected}, got {value!r}")
+        try:
+            kept = _is_utf8(json.dumps(value, ensure_ascii=False))
+        except TypeError:  # a date
+            kept = False
+        if not kept:
+            words = "text in UTF-8, numbers, and lists and dicts of these"
+            raise ValueError(f"parameter {name}: expected {words}, got {value!a}")
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text is without bytes of another encoding, which Python keeps as surrogates."""
+    return not re.search("[\ud800-\udfff]", text)
+
+
+def parse_value(text: str, annotation: str = "") -> object:
+    """A parameter of some annotated type, as typed: text stays as it is, all else is YAML.
+
+    1e-3, which YAML 1.1 takes for a string, is a number.
+    """
+    if annotation == "str":
+        return text
     if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", text):
         return float(text)
     try:
@@ -122,14 +193,14 @@ def visible_gpus() -> list[str]:
     return [str(n) for n in range(torch.cuda.device_count())]
 
 
-def wants_one_gpu(notebook: Path, known: dict[str, Any], parameters: dict[str, Any]) -> bool:
+def wants_one_gpu(notebook: Path, known: Known, parameters: dict[str, Any]) -> bool:
     """Whether a notebook asks torch for a GPU, and not for several processes, each with its own."""
     default = known["processes"]["default"] if "processes" in known else "1"
     processes = parameters.get("processes", parse_value(default))
     return processes == 1 and "torch.cuda" in notebook.read_text()
 
 
-def command_text(notebook: Path, output: Path, parameters: dict[str, Any]) -> str:
+def command_text(notebook: Path, output: Path, parameters: dict[str, Any], known: Known) -> str:
     """The shell command that repeats this call; paths relative to here, where they lie below."""
     here = Path.cwd()
     paths = [
@@ -138,9 +209,17 @@ def command_text(notebook: Path, output: Path, parameters: dict[str, Any]) -> st
     ]
     values = []
     for name, value in parameters.items():
-        text = yaml.safe_dump(value, default_flow_style=True, width=1e9)
-        values += ["-p", name, text.removesuffix("...\n").strip()]
+        values += ["-p", name, value_text(value, annotated_type(name, known))]
     return shlex.join(["s2d", "run", *paths, *values])
+
+
+def value_text(value: object, annotation: str) -> str:
+    """What parse_value makes this value of."""
+    if annotation == "str":
+        return str(value)
+    text = yaml.safe_dump(value, default_flow_style=True, width=1e9, sort_keys=False)
+    text = text.removesuffix("...\n").strip()
+    return json.dumps(value) if isinstance(value, str) and parse_value(text) != value else text
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 else:
     Module = object
 
+CARD = "README.md"
 ABSOLUTE_FOLDERS = r"""(?<![\w.~-])/(?:[^/\s,{}'"]+/)+"""  # of a path in a command, up to its name
 
 
@@ -128,25 +130,40 @@ class PretrainedMixin(ModelHubMixin, Module):
         """Write config.json, model.safetensors and, where there is none yet, README.md.
 
         Args:
-            save_directory: made if need be; an older model there is replaced.
+            save_directory: made if need be; an older model there is replaced, all of it or none.
             options: of huggingface_hub, to push it to the hub as well.
 
         Raises:
-            ValueError: the folder is a run's, whose record would lose the paths of its data.
+            ValueError: the folder is a run's, whose record would lose the paths of its data, or
+                holds files of these names that are no model of this package.
         """
-        if (Path(save_directory) / METRICS_FILE).exists():
+        folder = Path(save_directory)
+        if (folder / METRICS_FILE).exists():
             raise ValueError(
                 f"{save_directory}: the folder of a run, which from_pretrained reads as it is; "
                 "choose another folder for a copy to share"
             )
-        return super().save_pretrained(save_directory, **options)
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        """What save_pretrained of the mixin calls."""
-        state = {name: value.contiguous() for name, value in self.state_dict().items()}
-        (save_directory / WEIGHTS).write_bytes(save(state))
-        text = json.dumps(self._record_to_share(), indent=1)
-        (save_directory / CONFIG_FILE).write_text(text + "\n")
+        there = [name for name in (CONFIG_FILE, WEIGHTS) if (folder / name).exists()]
+        if there and not _is_record(folder / CONFIG_FILE):
+            raise ValueError(
+                f"{save_directory}: holds {' and '.join(there)}, but no model of this package, "
+                "which alone is replaced; choose another folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
+            whole = Path(temporary)
+            state = {name: value.contiguous() for name, value in self.state_dict().items()}
+            (whole / WEIGHTS).write_bytes(save(state))
+            text = json.dumps(self._record_to_share(), indent=1)
+            (whole / CONFIG_FILE).write_text(text + "\n")
+            if not (folder / CARD).exists():
+                self.generate_model_card().save(whole / CARD)
+            for path in sorted(whole.iterdir()):
+                path.replace(folder / path.name)
+        if not options.pop("push_to_hub", False):
+            return None
+        name = options.pop("repo_id", None) or folder.absolute().name
+        return self.push_to_hub(name, **options)
 
     def generate_model_card(self, *_: object, **__: object) -> ModelCard:
         """README.md of a shared model: data, recipe, results, how to use it."""
@@ -165,3 +182,12 @@ class PretrainedMixin(ModelHubMixin, Module):
             command = re.sub(ABSOLUTE_FOLDERS, "", source["command"])
             record["provenance"] = source | {"command": command}
         return record
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a config.json is one of this package."""
+    try:
+        model = json.loads(path.read_text())["model"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    return isinstance(model, dict) and set(model) >= {"n_classes", "snet", "dnet"}
