@@ -7,6 +7,7 @@ import os
 import pandas as pd
 import pytest
 
+from s2dlib.apps.cli import main
 from s2dlib.data.classes import Classes
 from s2dlib.data.index import (
     Row,
@@ -230,3 +231,27 @@ def test_the_checked_index_lacks_the_bad_videos_and_nothing_else(tmp_path):
     assert missing_of(checked) == missing_of(index)
     with pytest.raises(ValueError, match=r"x\.csv: none of its 3 videos is usable"):
         write_checked(index, table["path"])
+
+
+def test_index_replaces_its_own_file_and_no_other_one(tmp_path, capsys, make_video):
+    for name in ("wave/a.mp4", "clap/b.mp4"):
+        (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        make_video(tmp_path / "videos" / name, 2)
+    out, lists = tmp_path / "mine.csv", tmp_path / "train.csv"
+    words = ["index", "folders", "--videos", str(tmp_path / "videos"), "--out", str(out)]
+    words += ["--fractions", "1", "0", "0"]
+    by_hand = "path,label,split\nvideos/wave/a.mp4,wave,train\n"
+    out.write_text(by_hand)
+    with pytest.raises(SystemExit, match=r"mine\.csv: a file that this command did not make"):
+        main(words)
+    assert out.read_text() == by_hand
+    out.unlink()
+    assert main(words) == main(words) == 0
+    assert len(read_csv(out)) == 2
+    lists.write_text("path,label\nwave/a.mp4,wave\nclap/b.mp4,clap\n")
+    (tmp_path / "link.csv").symlink_to(lists)
+    words = ["index", "list", "--annotations", str(lists), "--videos", str(tmp_path / "videos")]
+    for name in ("train.csv", "link.csv", "videos/../train.csv"):
+        with pytest.raises(SystemExit, match="is read here"):
+            main([*words, "--out", str(tmp_path / name)])
+    assert lists.read_text().startswith("path,label\nwave")

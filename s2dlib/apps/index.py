@@ -8,7 +8,7 @@ import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -19,8 +19,10 @@ from s2dlib.data.annotations import (
     read_something,
 )
 from s2dlib.data.classes import Row, read_classes
+from s2dlib.data.files import check_output
 from s2dlib.data.index import make_index, missing_of, write_index
 from s2dlib.data.lists import read_list
+from s2dlib.data.splits import file_and_split
 from s2dlib.data.table import escape
 from s2dlib.presets import PRESETS
 
@@ -61,6 +63,17 @@ FORMATS = {
     ),
     "folders": Format(read_folders, "videos", "--videos DIR --out data/mine/mine.csv"),
 }
+ARGUMENTS: dict[str, dict[str, Any]] = {  # of readers, but for the folder of videos
+    "annotations": {
+        "required": True, "nargs": "+", "metavar": "FILE",
+        "help": "SPLIT=FILE if its name has no split",
+    },
+    "kinetics": {
+        "nargs": "+", "metavar": "FILE", "help": "Kinetics-400's own CSVs, for lists of ids",
+    },
+    "fractions": {"nargs": 3, "type": float, "default": (0.8, 0.1, 0.1)},
+    "seed": {"type": int, "default": 0},
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,19 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             epilog=f"example:\n  s2d index {name} {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name == "folders":
-            sub.add_argument("--fractions", nargs=3, type=float, default=(0.8, 0.1, 0.1))
-            sub.add_argument("--seed", type=int, default=0)
-        else:
-            sub.add_argument(
-                "--annotations", required=True, nargs="+", metavar="FILE",
-                help="SPLIT=FILE if its name has no split",
-            )  # fmt: skip
-        if name == "mini-kinetics":
-            words = "Kinetics-400's own CSVs, for lists of ids"
-            sub.add_argument("--kinetics", nargs="+", metavar="FILE", help=words)
-        words = "class names: one a line, with or without its index, or JSON"
-        sub.add_argument("--classes", required=name.startswith("ssv"), metavar="FILE", help=words)
+        for parameter in inspect.signature(reader).parameters.keys() & ARGUMENTS.keys():
+            sub.add_argument(f"--{parameter}", **ARGUMENTS[parameter])
+        words, needed = (
+            "class names: one a line, with or without its index, or JSON",
+            reader is read_something,
+        )
+        sub.add_argument("--classes", required=needed, metavar="FILE", help=words)
         sub.add_argument("--videos", required=True, metavar="DIR", help="a folder above all videos")
         words = "the index; default: %(default)s"
         sub.add_argument("--out", default=PRESETS[preset].data.csv, help=words)
@@ -99,6 +106,7 @@ def index_videos(args: argparse.Namespace) -> None:
     """Write an index and print what was found, what is missing, and the next command."""
     reader, preset, _ = FORMATS[args.format]
     classes = read_classes(args.classes) if args.classes else None
+    _check_outputs(args)
     rows = reader(**{name: getattr(args, name) for name in inspect.signature(reader).parameters})
     table, notes = make_index(rows, args.videos, classes)
     index = write_index(table, args.videos, args.out, args.replace)
@@ -108,6 +116,16 @@ def index_videos(args: argparse.Namespace) -> None:
     if len(found) < len(table):
         print(f"{len(table) - len(found)} videos are missing: {missing_of(index)}")
     print("next:", next_command(preset, index))
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """ValueError where the index would replace a file that is read, or that no index call wrote."""
+    given = [*(getattr(args, "kinetics", None) or ()), args.classes]
+    inputs = [file_and_split(text)[0] for text in getattr(args, "annotations", ())]
+    inputs += [Path(path) for path in given if path]
+    missing = missing_of(args.out)  # is written beside every index: where it is not, a person's
+    check_output(args.out, inputs, rb"\Apath,label" if missing.is_file() else rb"(?!)")
+    check_output(missing, inputs, rb"\Alabel,(?:label_name,)?split,name\r?\n")
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
