@@ -126,6 +126,8 @@ def test_smoke_run_writes_its_files(path, csv, runs, tmp_path, monkeypatch):
     values |= {"video": str(Path(csv).parent / "test" / "00000.mp4")}
     values |= {"results": results, "out": results}
     parameters = {"smoke": True} | {name: values[name] for name in PARAMETERS[path.stem]}
+    if path.stem == "08_inspector":  # takes several folders
+        parameters["runs"] = [str(runs)]
     executed = run_notebook(path, tmp_path / "out.ipynb", parameters)
     outputs = [output for cell in code_of(executed) for output in cell["outputs"]]
     errors = ["".join(o["text"]) for o in outputs if o.get("name") == "stderr"]
