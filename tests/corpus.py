@@ -19,7 +19,7 @@ import torch
 from conftest import N_BITS, barcodes
 from PIL import Image
 
-from s2dlib.data.decoding import ClipError
+from s2dlib.data.sources import ClipError
 from s2dlib.data.readers import read_frames
 
 N = 40  # frames of a whole video

@@ -25,7 +25,7 @@ from torchvision.transforms.v2.functional import resize
 from s2dlib.config import DataConfig
 from s2dlib.data import decoding, readers
 from s2dlib.data.dataset import VideoDataset
-from s2dlib.data.decoding import ClipError
+from s2dlib.data.sources import ClipError
 from s2dlib.data.files import write_video
 from s2dlib.data.loader import load_batches
 from s2dlib.data.readers import check_videos, probe, read_frames

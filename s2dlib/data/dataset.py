@@ -19,9 +19,9 @@ from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
 from s2dlib.config import DataConfig
 from s2dlib.data.clips import Crop, choose_crops, choose_frames
-from s2dlib.data.decoding import ClipError
 from s2dlib.data.files import atomic_path
 from s2dlib.data.readers import Wanted, read_frames
+from s2dlib.data.sources import ClipError
 from s2dlib.data.table import class_names, read_csv
 
 MAX_TRIES = 5  # clips tried for one place of a training batch
