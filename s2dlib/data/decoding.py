@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, islice
+from typing import Any
 
 import av
 import av.logging
@@ -70,15 +71,17 @@ class _Packets:
         self.end = 0.0  # of all streams, seconds
         self.cut = False  # within the last packet
         hides = stream.codec_context.name == "vp8"  # frames that others are predicted from
+        begun = container.format.name not in BROADCAST  # which begin within a group of pictures
+        one = 1 / float(stream.average_rate or 25)  # seconds a frame, where packets do not tell
         with _complaints() as complaints, suppress(av.FFmpegError):  # n tells what is missing
             for packet in container.demux():
                 progress.tick()
                 if packet.size == 0 and packet.dts is None:  # PyAV's own, at the end
                     continue
                 if packet.pts is not None:
-                    end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                    self.end = max(self.end, float(end))
-                if packet.stream_index == stream.index:
+                    seconds = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                    self.end = max(self.end, seconds if packet.duration else seconds + one)
+                if packet.stream_index == stream.index and (begun := begun or packet.is_keyframe):
                     shown = not hides or memoryview(packet)[0] & 0x10
                     self._add(packet, shown=bool(shown))
         self.cut |= any("ended prematurely" in text for _, _, text in complaints)
@@ -124,9 +127,8 @@ class _PyAV:
         if not self._first:
             why = f" ({first_line(self._failure)})" if self._failure else ""
             raise ClipError(path, f"none of its frames decodes{why}")
-        first, self._reformatter = self._first[0], VideoReformatter()
-        self._size, matrix = (first.width, first.height), first.side_data.get("DISPLAYMATRIX")
-        self._matrix = struct.unpack("9i", bytes(matrix)) if matrix is not None else None
+        self._reformatter, self._matrix = VideoReformatter(), _display_matrix(self._first[0])
+        self._size = self._first[0].width, self._first[0].height
 
     def _container(self) -> InputContainer:
         try:
@@ -159,18 +161,22 @@ class _PyAV:
             seconds: its duration by its header; 0: not said.
         """
         packets, container = self._packets, self.kind[0]
-        timed = container in TIMED and seconds > 0
-        if timed and self.fps > 0:
-            claimed = max(claimed, packets.n_held + round((seconds - packets.end) * self.fps))
+        if container in TIMED and seconds > 0 and self.fps > 0:
+            missing = round((seconds - packets.end) * self.fps)
+            claimed = packets.n_held + (missing if missing > FEW else 0)  # times are rounded
         if not claimed and (container == "asf" or (packets.cut and container not in BROADCAST)):
             raise ClipError(self.path, f"cut off within or after frame {self.n_frames - 1}")
         claimed = max(claimed, packets.n)
         lost = claimed - packets.n_held
-        rate = self.fps if self.fps > 0 else 25
-        if lost > FEW and (packets.cut or lost > min(LOSS * claimed, LOSS_SECONDS * rate)):
+        if self._is_much(lost, claimed, damaged=packets.cut):
             cause = f"cut off: holds {packets.n_held} of the {claimed} frames that it claims"
             raise ClipError(self.path, cause)
         return lost
+
+    def _is_much(self, lost: int, claimed: int, *, damaged: bool) -> bool:
+        """Whether a file loses too much to be read."""
+        rate = self.fps if self.fps > 0 else 25
+        return lost > FEW and (damaged or lost > min(LOSS * claimed, LOSS_SECONDS * rate))
 
     @property
     def suits_decord(self) -> bool:
@@ -219,9 +225,10 @@ class _PyAV:
                     if done == len(order):
                         return
         self.lost, self.n_frames = self.lost + self.n_frames - n, n
-        if self._failure is not None and self.lost > FEW:
-            cause = f"damaged: decoding stops at frame {n} of {n + self.lost}"
-            raise ClipError(self.path, f"{cause} ({first_line(self._failure)})")
+        if self._is_much(self.lost, n + self.lost, damaged=self._failure is not None):
+            cause = f"damaged: {n} of the {n + self.lost} frames that it claims decode"
+            why = f", then {first_line(self._failure)}" if self._failure else ""
+            raise ClipError(self.path, cause + why)
 
     def _from_start(self, _: int = 0) -> Iterator[tuple[int, VideoFrame]]:
         """All frames with their numbers; what was decoded when the file was opened serves once."""
@@ -269,10 +276,23 @@ class _PyAV:
         pixels = frame.to_ndarray()
         if self._matrix is None:
             return pixels
-        a, b, _, c, d, *_ = self._matrix  # x' = a x + c y, y' = b x + d y
+        a, b, c, d = self._matrix
         if abs(b) > abs(a):  # turned by a quarter
             pixels, a, d = pixels.transpose(1, 0, 2), c, b
         return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _display_matrix(frame: VideoFrame) -> tuple[float, ...] | None:
+    """a, b, c, d of x' = a x + c y, y' = b x + d y by which players turn a frame, where told."""
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # beside it is a kind that PyAV does not know: its angle is told, no mirror
+        angle = math.radians(-frame.rotation)
+        return math.cos(angle), math.sin(angle), -math.sin(angle), math.cos(angle)
+    if matrix is None:
+        return None
+    a, b, _, c, d, *_ = struct.unpack("9i", bytes(matrix))
+    return a, b, c, d
 
 
 class _Decord:
