@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 HEVC = {"x265-params": "log-level=none:keyint=8"}  # with its default, an open GOP
-VP9 = {"deadline": "realtime", "cpu-used": "8", "crf": "10"}
+VP9 = {"deadline": "realtime", "cpu-used": "8", "crf": "10", "g": "12"}
 VP8 = {"deadline": "realtime", "crf": "10", "b": "2M"}
 ALTREF = {"auto-alt-ref": "1", "lag-in-frames": "16", "b": "300k"}  # hidden frames
 AV1 = {"preset": "12", "svtav1-params": "keyint=16"}

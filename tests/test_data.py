@@ -15,9 +15,9 @@ from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 from s2dlib.config import DataConfig
 from s2dlib.data.clips import choose_frames, load_clip
 from s2dlib.data.dataset import VideoDataset
-from s2dlib.data.sources import ClipError
 from s2dlib.data.loader import collate, load_batches
 from s2dlib.data.readers import read_frames
+from s2dlib.data.sources import ClipError
 from s2dlib.data.table import class_names, read_csv
 
 ROWS = [("a.mp4", "wave", "train"), ("b.mp4", "clap", "train"), ("c.mp4", "nod", "test")]

@@ -25,6 +25,7 @@ from s2dlib.data.sources import ClipError
 from s2dlib.data.table import class_names, read_csv
 
 MAX_TRIES = 5  # clips tried for one place of a training batch
+READING = 2  # of the cache's keys: raised when files give other frames, so that old ones go unused
 
 
 class Truth(NamedTuple):
@@ -147,8 +148,11 @@ class VideoDataset(Dataset):
         Returns (T, C, H, W), int.
         """
         indices: list[int] = []
+        state = None if generator is None else generator.get_state()
 
         def choose(n_total: int) -> list[int]:
+            if generator is not None:  # again, where fewer frames decode than the file claims
+                generator.set_state(state)
             try:
                 indices[:] = choose_frames(n_total, self.config, generator)
             except ValueError as error:
@@ -162,8 +166,9 @@ class VideoDataset(Dataset):
         return video[indices[0] : indices[-1] + 1 : self.config.frame_stride], indices[0]  # a view
 
     def _read_video(self, path: str, wanted: Wanted = None) -> np.ndarray:
-        frames = read_frames(path, wanted, self.config.short_side)  # (T, 3, H, W)
-        return (rgb_to_grayscale(frames) if self.config.gray else frames).numpy()
+        config = self.config
+        frames = read_frames(path, wanted, config.short_side, config.timeout)  # (T, 3, H, W)
+        return (rgb_to_grayscale(frames) if config.gray else frames).numpy()
 
     def _read_cached(self, path: str, cache: str) -> np.ndarray:
         """All frames of a video at short_side, kept in the cache. (T_all, C, H, W)"""
@@ -171,7 +176,8 @@ class VideoDataset(Dataset):
             stat = os.stat(path)
         except FileNotFoundError:
             raise ClipError(path, "no such file") from None
-        key = (path, stat.st_mtime_ns, stat.st_size, self.config.short_side, self.config.gray)
+        config = self.config
+        key = (path, stat.st_mtime_ns, stat.st_size, config.short_side, config.gray, READING)
         file = Path(cache, f"{hashlib.sha1(repr(key).encode()).hexdigest()}.npy")
         if not file.exists():
             with atomic_path(file) as partial:  # a worker beside this one may write it too

@@ -32,7 +32,7 @@ DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg"}
 DECORD_PIXELS = {"yuv420p", "yuvj420p"}
 LONG = 1500  # packets: from here on PyAV, which can seek
 FIRST = 3  # frames that decord and PyAV must agree on when a file is opened
-AGREE = 8  # gray levels that their pixels may differ by: they round apart
+AGREE = 2  # gray levels that their pixels may differ by: they may round apart
 FEW = 2  # frames that any file may lose
 LOSS, LOSS_SECONDS = 0.1, 2  # what a file that is not cut off may lose: a share, and a time
 TIMED = {MKV, "flv", "asf"}  # whose header tells the duration and no count of frames
@@ -70,7 +70,7 @@ class _Packets:
         self.keys: list[int | None] = []  # the same of the key frames
         self.end = 0.0  # of all streams, seconds
         self.cut = False  # within the last packet
-        hides = stream.codec_context.name == "vp8"  # frames that others are predicted from
+        hides = stream.codec_context.codec.canonical_name == "vp8"  # frames that others are predicted from
         begun = container.format.name not in BROADCAST  # which begin within a group of pictures
         one = 1 / float(stream.average_rate or 25)  # seconds a frame, where packets do not tell
         with _complaints() as complaints, suppress(av.FFmpegError):  # n tells what is missing
@@ -114,7 +114,7 @@ class _PyAV:
             stream = self._stream(container)
             rate = stream.average_rate or stream.guessed_rate
             self.fps = float(rate) if rate else math.nan
-            self.kind = (container.format.name, stream.codec_context.name)
+            self.kind = (container.format.name, stream.codec_context.codec.canonical_name)
             self.pixels = stream.codec_context.pix_fmt
             claimed, seconds = stream.frames, (container.duration or 0) / av.time_base
             if claimed and self.kind[0] == MOV:  # samples that an edit list leaves
@@ -126,7 +126,7 @@ class _PyAV:
         self._first = list(islice(self._forward, FIRST))
         if not self._first:
             why = f" ({first_line(self._failure)})" if self._failure else ""
-            raise ClipError(path, f"none of its frames decodes{why}")
+            raise ClipError(path, f"cut off or damaged: none of its frames decodes{why}")
         self._reformatter, self._matrix = VideoReformatter(), _display_matrix(self._first[0])
         self._size = self._first[0].width, self._first[0].height
 
@@ -194,9 +194,9 @@ class _PyAV:
         self._failure, n = None, 0
         with self._container() as container:
             stream = self._stream(container)
-            if start is not None:
-                container.seek(start, stream=stream)
             try:
+                if start is not None:
+                    container.seek(start, stream=stream)
                 for packet in container.demux(stream):
                     progress.tick()
                     if packet.size == 0 and packet.dts is not None:  # would end the decoder
@@ -254,7 +254,7 @@ class _PyAV:
         for frame in self._decode(times[start]):
             if i == start and frame.pts is not None and frame.pts < times[start]:
                 continue  # of a group before, or an open group's, which lacks what it refers to
-            if frame.pts != times[i] or (i == start and not frame.key_frame):
+            if [frame.pts] != times[i : i + 1] or (i == start and not frame.key_frame):
                 return
             yield i, frame
             i += 1

@@ -124,6 +124,6 @@ def _image_pixels(image: Image.Image) -> np.ndarray:
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says, without decord's clock and source lines."""
-    text = re.sub(r"\[[\d:]+\] |\S+\.cc:\d+: ", "", str(error)).strip()
+    """What a library says, without FFmpeg's numbers."""
+    text = re.sub(r"\[Errno \d+\] ", "", str(error)).strip()
     return text.split("\n", 1)[0] or type(error).__name__
