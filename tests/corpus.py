@@ -230,7 +230,7 @@ def add_wrong_files(f: Path, add: Callable[..., None]) -> None:
         (f / name).write_text("not a video " * 500)
         add(f / name, "not a video")
     Image.new("RGB", (40, 32)).save(f / "picture.jpg")
-    add(f / "picture.jpg", "not a video, but image2")
+    add(f / "picture.jpg", "not a video, but")
     add(f / "missing.mp4", "no such file")
     add(write_sound(f / "sound only.mp4"), "no video stream")
     for percent in (10, 50):
@@ -260,7 +260,7 @@ def add_wrong_folders(f: Path, add: Callable[..., None]) -> None:
     add(path, "00006.jpg is 40 x 32 pixels")
     path = write_folder(f / "folder of floats", range(1, 9))
     Image.fromarray(np.ones((64, 80), np.float32)).save(path / "00009.tif")
-    add(path, "00009.tif cannot be read .floats")
+    add(path, "00009.tif cannot be read")
     (f / "folder without frames").mkdir()
     add(f / "folder without frames", "without numbered frames")
 

@@ -50,7 +50,7 @@ KINDS = [
     *_kinds("libx264", "mp4+ mov+ m4v+ mkv+ avi+ 3gp+ f4v+ ismv+", CLOSED_GOP),
     *_kinds("libx264", "flv ts m2ts mts mpg vob nut 264 mxf asf m3u8", CLOSED_GOP),
     *_kinds("libx264", "mp4+ mkv+ ts m2ts flv", OPEN_GOP, note="open groups"),
-    *_kinds("libx264", "mp4+ mkv+ ts", INTERLACED, note="interlaced"),
+    *_kinds("libx264", "mp4 mkv ts", INTERLACED, note="interlaced"),  # decord mixes its colours
     *_kinds("libx264", "mp4+ ts", REFRESH, note="intra refresh"),
     *_kinds("libx264", "mkv", pixels="yuv420p10le"),
     *_kinds("libx264", "mp4", pixels="yuv444p", size=(33, 57), note="odd size"),
@@ -64,7 +64,7 @@ KINDS = [
     *_kinds("libvpx", "webm+ mkv+ avi+ ogv ivf", VP8),
     *_kinds("libvpx", "webm+", ALTREF, note="altref"),
     *_kinds("libvpx-vp9", "webm+ mp4+ mkv+ ivf", VP9),
-    *_kinds("libvpx-vp9", "webm", VP9, "yuva420p"),
+    *_kinds("libvpx-vp9", "webm+", VP9, "yuva420p"),
     *_kinds("libsvtav1", "mp4 webm mkv ivf obu", AV1),
     *_kinds("mpeg4", "avi+ mp4+ mkv+ mov+ m4v+ 3gp+ ts nut", FINE),
     *_kinds("mpeg4", "avi+ mp4+ mkv+ ts", GROUPS, note="with B-frames"),

@@ -173,7 +173,7 @@ def test_colours_are_those_that_the_file_tells(tmp_path, matrix, pixels):
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             file.mux(packet)
     frames = read_frames(tmp_path / "a.mp4")[0].permute(1, 2, 0)  # (64, 64, 3)
-    assert (frames.float() - torch.from_numpy(picture)).abs().mean() < 2
+    assert (frames.float() - torch.from_numpy(picture)).abs().mean() < 3
 
 
 # Files whose counts are a little wrong
@@ -607,6 +607,8 @@ def ramp(mode):
         image = image.convert("P")
         image.info["transparency"] = 200
         gray = np.where(gray == 200, 0, gray)
+    elif mode == "P":
+        image = image.convert("P")
     elif mode == "1":
         image, gray = image.point(lambda x: 255 * (x > 99), "1"), 255.0 * (gray > 99)
     elif mode == "LAB":

@@ -151,7 +151,7 @@ class VideoDataset(Dataset):
         state = None if generator is None else generator.get_state()
 
         def choose(n_total: int) -> list[int]:
-            if generator is not None:  # again, where fewer frames decode than the file claims
+            if generator is not None and state is not None:  # not the first time: fewer decode
                 generator.set_state(state)
             try:
                 indices[:] = choose_frames(n_total, self.config, generator)

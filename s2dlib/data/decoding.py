@@ -32,7 +32,7 @@ DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg"}
 DECORD_PIXELS = {"yuv420p", "yuvj420p"}
 LONG = 1500  # packets: from here on PyAV, which can seek
 FIRST = 3  # frames that decord and PyAV must agree on when a file is opened
-AGREE = 2  # gray levels that their pixels may differ by: they may round apart
+AGREE = 2  # gray levels by which two builds of FFmpeg may round apart
 FEW = 2  # frames that any file may lose
 LOSS, LOSS_SECONDS = 0.1, 2  # what a file that is not cut off may lose: a share, and a time
 TIMED = {MKV, "flv", "asf"}  # whose header tells the duration and no count of frames
@@ -70,7 +70,9 @@ class _Packets:
         self.keys: list[int | None] = []  # the same of the key frames
         self.end = 0.0  # of all streams, seconds
         self.cut = False  # within the last packet
-        hides = stream.codec_context.codec.canonical_name == "vp8"  # frames that others are predicted from
+        hides = (
+            stream.codec_context.codec.canonical_name == "vp8"
+        )  # frames that others are predicted from
         begun = container.format.name not in BROADCAST  # which begin within a group of pictures
         one = 1 / float(stream.average_rate or 25)  # seconds a frame, where packets do not tell
         with _complaints() as complaints, suppress(av.FFmpegError):  # n tells what is missing

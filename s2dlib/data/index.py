@@ -218,9 +218,7 @@ def read_missing(index: str | Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
-def write_checked(
-    index: str | Path, bad: Iterable[str], found: pd.DataFrame | None = None
-) -> Path:
+def write_checked(index: str | Path, bad: Iterable[str], found: pd.DataFrame | None = None) -> Path:
     """Write <index>.checked.csv, the same without the videos at some absolute paths.
 
     Args:

@@ -70,7 +70,7 @@ def read_frames(
             hangs or crashes its reader.
     """
     reader = _reader()
-    info = reader.ask("open", str(path), timeout)
+    info = reader.ask("open", path, timeout)
     while True:
         n_total = info.n_frames
         indices = wanted(n_total) if callable(wanted) else wanted
@@ -125,13 +125,13 @@ def probe(path: str | Path, timeout: float = TIMEOUT) -> VideoInfo:
     Args:
         timeout: seconds without progress granted to the file.
     """
-    return _reader().ask("probe", str(path), timeout)
+    return _reader().ask("probe", path, timeout)
 
 
 def is_video(path: str | Path, timeout: float = TIMEOUT) -> bool:
     """Whether a reader here can open this file; its frames are not decoded."""
     try:
-        _reader().ask("open", str(path), timeout)
+        _reader().ask("open", path, timeout)
     except ClipError:
         return False
     return True
@@ -209,11 +209,11 @@ class _Reader:
         except ClipError as error:
             raise RuntimeError(f"the reader of videos does not start: {error}") from error
 
-    def ask(self, verb: str, path: str, timeout: float) -> VideoInfo:
+    def ask(self, verb: str, path: str | Path, timeout: float) -> VideoInfo:
         """What the child finds out by "open" (its count may be too high) or by "probe"."""
-        self.path, self.timeout = path, timeout
+        self.path, self.timeout = str(path), timeout
         self.n_files += 1
-        return VideoInfo(*self._request((verb, path)))
+        return VideoInfo(*self._request((verb, os.path.abspath(path))))  # it stays in its folder
 
     def frames(self, order: list[int]) -> Iterator[np.ndarray]:
         """The frames of the open file by ascending index, some at a time. (m, H, W, 3), a view"""

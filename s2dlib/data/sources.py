@@ -111,8 +111,9 @@ def _image_pixels(image: Image.Image) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format != "TIFF")
     image = ImageOps.exif_transpose(image)  # of a camera held upright
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+    if sixteen:
         image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
         kind = "32-bit integers" if image.mode == "I" else "floats"
