@@ -67,7 +67,7 @@ class _Packets:
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.n = self.n_held = 0  # of this stream, and up to the last one that holds something
         self.times: list[int | None] = []  # when shown, of those that become frames
-        self.keys: list[int | None] = []  # the same of the key frames
+        self.keys: dict[int | None, int | None] = {}  # of key frames: when shown, when decoded
         self.end = 0.0  # of all streams, seconds
         self.cut = False  # within the last packet
         hides = (
@@ -95,7 +95,8 @@ class _Packets:
         self.n_held = self.n
         if shown and not packet.is_discard:  # an edit list hides frames
             self.times.append(packet.pts)
-            self.keys += [packet.pts] if packet.is_keyframe else []
+            if packet.is_keyframe:
+                self.keys[packet.pts] = packet.dts
 
 
 class _PyAV:
@@ -253,7 +254,7 @@ class _PyAV:
         start = i = max((key for key in keys if key <= first), default=0)
         if start < 2 * HEAD or not self._begins_as(times[:HEAD]):
             return
-        for frame in self._decode(times[start]):
+        for frame in self._decode(self._packets.keys[times[start]]):
             if i == start and frame.pts is not None and frame.pts < times[start]:
                 continue  # of a group before, or an open group's, which lacks what it refers to
             if [frame.pts] != times[i : i + 1] or (i == start and not frame.key_frame):
