@@ -75,6 +75,7 @@ class Case:
     reader: str = ""
     turn: int | str = 0  # a key of TURNS: how the file asks to be turned, degrees clockwise
     first: int = 0  # the number of its first frame
+    lost: int = 0  # frames that it claims and does not give
 
 
 def pictures(n: int, height: int, width: int) -> Iterator[np.ndarray]:
@@ -210,16 +211,22 @@ def add_old(f: Path, add: Callable[..., None]) -> None:
     """AVI files whose counts are a little wrong: what decodes is what there is."""
     for n in (N - 3, N + 1, N + 2, N + 4):
         reader = "decord" if n < N else "pyav"
-        add(avi.claim(write(f / f"claims {n}.avi", "mpeg4", FINE), n), N, reader)
-        add(avi.claim(write(f / f"claims {n}, h264.avi"), n), N, reader)
+        for name, codec, options in (("mpeg4", "mpeg4", FINE), ("h264", "libx264", None)):
+            path = write(f / f"claims {n}, {name}.avi", codec, options)
+            add(avi.claim(path, n), N, reader, lost=max(0, n - N))
     for n in (1, 2, 4):
-        add(avi.append_empty_chunks(write(f / f"{n} empty.avi", "mpeg4", FINE), n), N, "pyav")
+        add(
+            avi.append_empty_chunks(write(f / f"{n} empty.avi", "mpeg4", FINE), n),
+            N,
+            "pyav",
+            lost=n,
+        )
     for n in "12":
         source = write(f / f"{n} B-frames.avi", "mpeg4", FINE | {"bf": n})
-        add(avi.pack_b_frames(source, f / f"{n} packed B-frames.avi"), N, "pyav")
+        add(avi.pack_b_frames(source, f / f"{n} packed B-frames.avi"), N, "pyav", lost=1)
     add(avi.claim(write(f / "claims twice.avi", "mpeg4", FINE), 2 * N), "holds 40 of the 80")
     add(avi.append_empty_chunks(write(f / "half empty.avi", "mpeg4", FINE), N), "40 of the 80")
-    add(cut(write(f / "index first, cut at 99.mp4", muxer=FASTSTART), 99), N - 1)
+    add(cut(write(f / "index first, cut at 99.mp4", muxer=FASTSTART), 99), N - 1, lost=1)
 
 
 def add_wrong_files(f: Path, add: Callable[..., None]) -> None:
