@@ -215,12 +215,8 @@ def add_old(f: Path, add: Callable[..., None]) -> None:
             path = write(f / f"claims {n}, {name}.avi", codec, options)
             add(avi.claim(path, n), N, reader, lost=max(0, n - N))
     for n in (1, 2, 4):
-        add(
-            avi.append_empty_chunks(write(f / f"{n} empty.avi", "mpeg4", FINE), n),
-            N,
-            "pyav",
-            lost=n,
-        )
+        path = write(f / f"{n} empty.avi", "mpeg4", FINE)
+        add(avi.append_empty_chunks(path, n), N, "pyav", lost=n)
     for n in "12":
         source = write(f / f"{n} B-frames.avi", "mpeg4", FINE | {"bf": n})
         add(avi.pack_b_frames(source, f / f"{n} packed B-frames.avi"), N, "pyav", lost=1)

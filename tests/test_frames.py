@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import barcodes
 from corpus import N, difference, make_corpus, numbers, second_decoder, write
-from kinds import CLOSED_GOP, FINE, GROUPS, KINDS
+from kinds import CLOSED_GOP, FINE, GROUPS, KINDS, OPEN_GOP, REFRESH
 
 from s2dlib.config import DataConfig
 from s2dlib.data import decoding, readers
@@ -193,10 +193,17 @@ def test_a_clip_that_would_end_behind_the_last_frame_is_chosen_again(tmp_path, t
     assert len({frame.numpy().tobytes() for frame in clip}) == 40  # and none twice
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.ts", "libx264"), ("a.mpg", "mpeg2video")])
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("closed groups.ts", "libx264", CLOSED_GOP),
+        ("open groups.ts", "libx264", OPEN_GOP),
+        ("no key frames.ts", "libx264", REFRESH),
+        ("mpeg2.mpg", "mpeg2video", GROUPS),
+    ],
+)
 @pytest.mark.parametrize("part", ["start", "middle", "end"])
-def test_a_part_of_a_broadcast_is_a_shorter_video(tmp_path, name, codec, part):
-    options = CLOSED_GOP if codec == "libx264" else GROUPS
+def test_a_part_of_a_broadcast_is_a_shorter_video(tmp_path, name, codec, options, part):
     path = write(tmp_path / name, codec, options, n=120)
     data, n = path.read_bytes(), path.stat().st_size
     path.write_bytes(data[int({"start": 0, "middle": 0.25, "end": 0.4}[part] * n) :][: n * 6 // 10])

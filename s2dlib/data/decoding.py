@@ -127,7 +127,7 @@ class _PyAV:
         self.lost = self._judge_end(claimed, seconds)
         self._forward: Iterator[VideoFrame] | None = self._decode()
         self._first = list(islice(self._forward, FIRST))
-        if not self._first:
+        if not self._first or not self.n_frames:
             why = f" ({first_line(self._failure)})" if self._failure else ""
             raise ClipError(path, f"cut off or damaged: none of its frames decodes{why}")
         self._reformatter, self._matrix = VideoReformatter(), _display_matrix(self._first[0])
@@ -177,7 +177,9 @@ class _PyAV:
         return lost
 
     def _is_much(self, lost: int, claimed: int, *, damaged: bool) -> bool:
-        """Whether a file loses too much to be read."""
+        """Whether a file loses too much to be read; a part of a broadcast is a shorter video."""
+        if self.kind[0] in BROADCAST and not damaged:
+            return False
         rate = self.fps if self.fps > 0 else 25
         return lost > FEW and (damaged or lost > min(LOSS * claimed, LOSS_SECONDS * rate))
 
