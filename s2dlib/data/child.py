@@ -41,7 +41,9 @@ def _serve(connection: Connection, memory: int, parent: int) -> None:
                     connection.send(_info(source, shape))
             except ClipError as error:
                 connection.send(error.cause)
-            except (MemoryError, ValueError, RuntimeError, OSError) as error:
+            except (EOFError, BrokenPipeError):  # the caller has gone
+                raise
+            except Exception as error:  # noqa: BLE001 (of this file, whatever it is)
                 connection.send(f"cannot be read ({type(error).__name__}: {first_line(error)})")
 
 
