@@ -318,6 +318,7 @@ def main() -> None:
                 came = error.cause
             name = os.fsencode(case.path.name)
             shown = name.decode(errors="backslashreplace").encode("unicode_escape").decode()
+            shown = shown.replace("|", "\\|")
             print(f"| {shown[:60]} | {expected} | {reader} | {came} | {off} |".replace(folder, ""))
 
 

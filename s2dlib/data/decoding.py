@@ -126,12 +126,12 @@ class _PyAV:
         self.n_frames = len(self._packets.times)
         self.lost = self._judge_end(claimed, seconds)
         self._forward: Iterator[VideoFrame] | None = self._decode()
-        self._first = list(islice(self._forward, FIRST))
-        if not self._first or not self.n_frames:
+        self.first = list(islice(self._forward, FIRST))
+        if not self.first or not self.n_frames:
             why = f" ({first_line(self._failure)})" if self._failure else ""
             raise ClipError(path, f"cut off or damaged: none of its frames decodes{why}")
-        self._reformatter, self._matrix = VideoReformatter(), _display_matrix(self._first[0])
-        self._size = self._first[0].width, self._first[0].height
+        self._reformatter, self._matrix = VideoReformatter(), _display_matrix(self.first[0])
+        self._size = self.first[0].width, self.first[0].height
 
     def _container(self) -> InputContainer:
         try:
@@ -225,7 +225,7 @@ class _PyAV:
             for i, frame in decode(order[done]):
                 n = i + 1
                 if i == order[done]:
-                    yield self._rgb(frame)
+                    yield self.rgb(frame)
                     done += 1
                     if done == len(order):
                         return
@@ -240,7 +240,7 @@ class _PyAV:
         if self._forward is None:
             return enumerate(self._decode())
         forward, self._forward = self._forward, None
-        return enumerate(chain(self._first, forward))
+        return enumerate(chain(self.first, forward))
 
     def _sought(self, first: int) -> Iterator[tuple[int, VideoFrame]]:
         """Frames with their numbers from the last key frame before the first wanted one.
@@ -271,11 +271,7 @@ class _PyAV:
             self._starts_right = [frame.pts for frame in head] == times
         return self._starts_right
 
-    def first(self) -> list[np.ndarray]:
-        """The first frames, FIRST at most."""
-        return [self._rgb(frame) for frame in self._first]
-
-    def _rgb(self, frame: VideoFrame) -> np.ndarray:
+    def rgb(self, frame: VideoFrame) -> np.ndarray:
         """Pixels as players show them, at the size of the first frame. (H, W, 3) uint8"""
         frame = self._reformatter.reformat(frame, *self._size, "rgb24", threads=1)
         pixels = frame.to_ndarray()
@@ -315,7 +311,7 @@ class _Decord:
         # fault_tol: an error instead of a silent copy of the frame before
         vr = decord.VideoReader(video.url, num_threads=1, fault_tol=1e-9)
         rest = (vr.next() for _ in range(self.n_frames))
-        first, expected = list(islice(rest, FIRST)), video.first()
+        first, expected = list(islice(rest, FIRST)), map(video.rgb, video.first)
         if len(vr) != self.n_frames or not all(map(_agree, first, expected)):
             raise ValueError("decord and PyAV disagree")
         self._frames = chain(first, rest)
