@@ -78,7 +78,7 @@ def ours(path: str, T: int) -> Tensor:
 
 
 def ours_in_process(path: str, T: int) -> Tensor:
-    source = decoding._open(path)
+    source = decoding.open_video(path)
     return _stack(source.frames(centred(source.n_frames, T)))
 
 

@@ -1,6 +1,7 @@
 """Videos as users bring them, good, odd and bad, made by code; each with what is to come of it.
 
 `python tests/corpus.py` prints the table: the file, what is expected, what read_frames gives.
+Their kinds are in kinds.py.
 """
 
 from __future__ import annotations
@@ -9,37 +10,72 @@ import os
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import avi
 import numpy as np
 import torch
 from conftest import N_BITS, barcodes
+from kinds import CLOSED_GOP, FINE, KINDS, OPEN_GOP, VP9
 from PIL import Image
 
-from s2dlib.data.decoding import ClipError
-from s2dlib.data.readers import read_frames
+from s2dlib.data.readers import probe, read_frames
+from s2dlib.data.sources import ClipError
 
 N = 40  # frames of a whole video
-OPEN_GOP = {"x264-params": "open-gop=1:keyint=8:min-keyint=4:bframes=3:scenecut=0"}
-HEVC = {"x265-params": "log-level=none:keyint=8"}  # with its default, an open GOP
-VP9 = {"deadline": "realtime", "cpu-used": "8", "crf": "10"}
 LIVE = {"live": "1"}  # of matroska and webm: no cues, no duration
 FASTSTART = {"movflags": "faststart"}  # the index comes first
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
+CUT = [  # files that know their length, or whose end is seen to be missing
+    ("index first.mp4", "libx264", None, FASTSTART),
+    ("fragments.mp4", "libx264", CLOSED_GOP, FRAGMENTS),
+    ("a.mkv", "libx264", None, None),
+    ("live.mkv", "libx264", None, LIVE),
+    ("live.webm", "libvpx-vp9", VP9, LIVE),
+    ("a.webm", "libvpx-vp9", VP9, None),
+    ("a.avi", "mpeg4", FINE, None),
+    ("h264.avi", "libx264", None, None),
+    ("a.flv", "flv", FINE, None),
+    ("a.wmv", "wmv2", FINE, None),
+    ("a.mov", "mpeg4", FINE, FASTSTART),
+]
+NAMES = [  # of files, that a file system allows
+    "größe 视频, №1 é.mp4".encode(),
+    b"  spaces  .mp4",
+    b"2024-11-26T12:30:05.mp4",
+    b"cam1:left.mp4",
+    b"C:clip.mp4",
+    b"-y.mp4",
+    b"100% %d %03d.mp4",
+    b"what?#.mp4",
+    b"line\nbreak.mp4",
+    "\N{FACE WITH TEARS OF JOY}.mp4".encode(),
+    b"latin \xe4\xff\xfe.mp4",
+    b"long" * 62 + b"nam.mp4",  # 255 bytes
+    b"concat:a|b.mp4",
+    b"file:a.mp4",
+    b"quote'\"\\.mp4",
+]
 UNIT = 1 << 16
 TURNS = {90: (0, UNIT, -UNIT, 0), 180: (-UNIT, 0, 0, -UNIT), 270: (0, -UNIT, UNIT, 0)}
+TURNS |= {"mirrored": (-UNIT, 0, 0, UNIT), "upside down": (UNIT, 0, 0, -UNIT)}
+TURNS |= {"diagonal": (0, UNIT, UNIT, 0)}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A file of the corpus: the numbers of the frames it gives, or a word of its error."""
+    """A file of the corpus: how many frames it gives, or a word of its error."""
 
     path: Path
     expected: int | str
-    turn: int = 0  # degrees clockwise that the file asks for
+    reader: str = ""
+    turn: int | str = 0  # a key of TURNS: how the file asks to be turned, degrees clockwise
+    first: int = 0  # the number of its first frame
+    lost: int = 0  # frames that it claims and does not give
 
 
 def pictures(n: int, height: int, width: int) -> Iterator[np.ndarray]:
@@ -109,9 +145,9 @@ def cut(path: Path, percent: int) -> Path:
     return path
 
 
-def turn(path: Path, degrees: int) -> Path:
-    """Write the display matrix that a phone held upright writes: players turn it clockwise."""
-    a, b, c, d = TURNS[degrees]
+def turn(path: Path, how: int | str) -> Path:
+    """Write the display matrix by which players turn it, as for a phone held upright."""
+    a, b, c, d = TURNS[how]
     whole = path.read_bytes()
     at = whole.index(b"tkhd") + 4 + 40
     matrix = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
@@ -123,53 +159,81 @@ def make_corpus(folder: Path) -> list[Case]:
     """Write all files. Frames are numbered from 0, so n frames are 0..n-1."""
     cases: list[Case] = []
 
-    def add(path: Path, expected: int | str, degrees: int = 0) -> None:
-        cases.append(Case(path, expected, degrees))
+    def add(path: Path, expected: int | str, reader: str = "", **more: int | str) -> None:
+        cases.append(Case(path, expected, reader, **more))
 
-    add_right(folder, add)
+    add_kinds(folder, add)
+    add_odd(folder, add)
+    add_old(folder, add)
     add_wrong_files(folder, add)
     add_wrong_folders(folder, add)
     return cases
 
 
-def add_right(f: Path, add: Callable[..., None]) -> None:
-    """Files that give every frame, in order."""
-    add(write(f / "h264.mp4"), N)
-    add(write(f / "h264 open gop.mp4", options=OPEN_GOP), N)
-    add(write(f / "hevc.mp4", "libx265", HEVC), N)
-    add(write(f / "h264 10 bit.mkv", pixels="yuv420p10le"), N)
-    add(write(f / "hevc 10 bit.mp4", "libx265", HEVC, pixels="yuv420p10le"), N)
-    add(write(f / "vp8.webm", "libvpx", {"deadline": "realtime", "crf": "10", "b": "2M"}), N)
-    add(write(f / "vp9.webm", "libvpx-vp9", VP9), N)
-    add(write(f / "mpeg4.avi", "mpeg4", {"qscale": "2"}), N)
-    add(write(f / "mpeg2.mpg", "mpeg2video", {"qscale": "2"}), N)
-    add(write(f / "mjpeg.avi", "mjpeg", {"qscale": "2"}, pixels="yuvj420p"), N)
-    add(write(f / "fragments.mp4", muxer=FRAGMENTS), N)
-    add(write(f / "one frame.mp4", n=1), 1)
-    add(write(f / "odd 33 x 57.mp4", pixels="yuv444p", size=(33, 57)), N)
-    add(write(f / "narrow 48.mp4", size=(64, 48)), N)
-    irregular = list(np.cumsum([0, *([1, 9, 4, 2] * 10)])[:N])
-    add(write(f / "variable rate.mp4", times=list(map(int, irregular))), N)
-    for degrees in TURNS:
-        add(turn(write(f / f"turned {degrees}.mp4"), degrees), N, degrees)
-    add(write(f / "a matroska named.mp4", container="matroska"), N)
-    add(write(f / "a webm named.avi", "libvpx-vp9", VP9, container="webm"), N)
-    add(write(f / "größe 视频, №1 é.mp4"), N)
-    add(write(f / "  spaces  .mp4"), N)
-    add(write_folder(f / "folder jpg", range(1, N + 1)), N)
-    add(write_folder(f / "folder png from 0", range(N), ".png"), N)
-    add(cut(write(f / "cut at 99.mp4"), 99), N)  # what is lost there are notes about the encoder
+def add_kinds(f: Path, add: Callable[..., None]) -> None:
+    """Every container and codec that can be written here."""
+    for kind in KINDS:
+        path = write(f / kind.name, kind.codec, kind.options, pixels=kind.pixels, size=kind.size)
+        add(path, N, kind.reader)
+
+
+def add_odd(f: Path, add: Callable[..., None]) -> None:
+    """Files that give every frame that a player shows, in order, though something is special."""
+    add(write(f / "fragments.mp4", muxer=FRAGMENTS), N, "decord")
+    add(write(f / "one frame.mp4", n=1), 1, "decord")
+    add(write(f / "long group.mp4", n=260), 260, "decord")
+    irregular = [int(i) for i in np.cumsum([0, *([1, 9, 4, 2] * 10)])[:N]]
+    for suffix, reader in (("mp4", "decord"), ("mkv", "decord"), ("ts", "pyav")):
+        late = [i * 4 + 1000 for i in range(N)]
+        add(write(f / f"variable rate.{suffix}", times=irregular), N, reader)
+        add(write(f / f"late start.{suffix}", options=OPEN_GOP, times=late), N, reader)
+    add(write(f / "edit list.mp4", hidden=25), N - 25, "pyav", first=25)
+    add(write(f / "edit list in a group.mp4", options=CLOSED_GOP, hidden=15), N - 15, first=15)
+    add(write(f / "edit list, open.mov", options=OPEN_GOP, hidden=10), N - 10, "pyav", first=10)
+    for how in TURNS:
+        add(turn(write(f / f"turned {how}.mp4"), how), N, "pyav", turn=how)
+    add(write(f / "a matroska named.mp4", container="matroska"), N, "decord")
+    add(write(f / "a webm named.avi", "libvpx-vp9", VP9, container="webm"), N, "decord")
+    add(write(f / "an mpeg-ts named.mp4", container="mpegts"), N, "pyav")
+    for name in NAMES:
+        path = f / os.fsdecode(name)
+        path.symlink_to(f / "fragments.mp4")
+        add(path, N, "decord")
+    add(write_folder(f / "folder jpg", range(1, N + 1)), N, "pillow")
+    for suffix in (".png", ".webp", ".bmp", ".tif", ".ppm"):
+        add(write_folder(f / f"folder {suffix[1:]} from 0", range(N), suffix), N, "pillow")
+    add(cut(write(f / "cut at 99.mp4"), 99), N, "decord")  # of notes about the encoder
+    add(write(f / "vp9 no duration.webm", "libvpx-vp9", VP9, muxer=LIVE), N, "pyav")
+    add(write(f / "h264 no duration.mkv", options=OPEN_GOP, muxer=LIVE), N, "pyav")
+
+
+def add_old(f: Path, add: Callable[..., None]) -> None:
+    """AVI files whose counts are a little wrong: what decodes is what there is."""
+    for n in (N - 3, N + 1, N + 2, N + 4):
+        reader = "decord" if n < N else "pyav"
+        for name, codec, options in (("mpeg4", "mpeg4", FINE), ("h264", "libx264", None)):
+            path = write(f / f"claims {n}, {name}.avi", codec, options)
+            add(avi.claim(path, n), N, reader, lost=max(0, n - N))
+    for n in (1, 2, 4):
+        path = write(f / f"{n} empty.avi", "mpeg4", FINE)
+        add(avi.append_empty_chunks(path, n), N, "pyav", lost=n)
+    for n in "12":
+        source = write(f / f"{n} B-frames.avi", "mpeg4", FINE | {"bf": n})
+        add(avi.pack_b_frames(source, f / f"{n} packed B-frames.avi"), N, "pyav", lost=1)
+    add(avi.claim(write(f / "claims twice.avi", "mpeg4", FINE), 2 * N), "holds 40 of the 80")
+    add(avi.append_empty_chunks(write(f / "half empty.avi", "mpeg4", FINE), N), "40 of the 80")
+    add(cut(write(f / "index first, cut at 99.mp4", muxer=FASTSTART), 99), N - 1, lost=1)
 
 
 def add_wrong_files(f: Path, add: Callable[..., None]) -> None:
-    """Files that are wrong, or right but not for decord: an error that says what."""
-    add(write(f / "vp9 no duration.webm", "libvpx-vp9", VP9, muxer=LIVE), "how long it is")
-    add(write(f / "h264 no duration.mkv", options=OPEN_GOP, muxer=LIVE), "how long it is")
-    add(write(f / "h264 open gop.ts", options=OPEN_GOP), "MPEG-TS")
+    """Files that are wrong: an error that says what."""
     (f / "zero bytes.mp4").touch()
     add(f / "zero bytes.mp4", "0 bytes")
-    (f / "text.mp4").write_text("not a video " * 500)
-    add(f / "text.mp4", "not a video")
+    for name in ("text.mp4", "text.txt"):
+        (f / name).write_text("not a video " * 500)
+        add(f / name, "not a video")
+    Image.new("RGB", (40, 32)).save(f / "picture.jpg")
+    add(f / "picture.jpg", "not a video, but")
     add(f / "missing.mp4", "no such file")
     add(write_sound(f / "sound only.mp4"), "no video stream")
     for percent in (10, 50):
@@ -178,15 +242,14 @@ def add_wrong_files(f: Path, add: Callable[..., None]) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: data.rindex(b"minf") + 10])  # that there is video, not of what kind
     add(path, "cut off within its index")
-    for percent in (10, 50, 90, 99):
-        path = write(f / f"index first, cut at {percent}.mp4", muxer=FASTSTART)
-        add(cut(path, percent), "cut off")
-    add(cut(write(f / "cut at 50.ts"), 50), "cut off")
+    for percent in (10, 50, 90):
+        for name, codec, options, muxer in CUT:
+            path = write(f / f"cut at {percent}, {name}", codec, options, muxer=muxer)
+            add(cut(path, percent), "cut off")
     whole = write(f / "damaged.mp4", muxer=FASTSTART)
     data, half = whole.read_bytes(), whole.stat().st_size // 2
     whole.write_bytes(data[:half] + bytes(3000) + data[half + 3000 :])
     add(whole, "damaged")
-    add(write(f / "edit list.mp4", hidden=25), "edit list")
 
 
 def add_wrong_folders(f: Path, add: Callable[..., None]) -> None:
@@ -198,6 +261,9 @@ def add_wrong_folders(f: Path, add: Callable[..., None]) -> None:
     path = write_folder(f / "folder of two sizes", range(1, 9))
     Image.new("RGB", (40, 32)).save(path / "00006.jpg")
     add(path, "00006.jpg is 40 x 32 pixels")
+    path = write_folder(f / "folder of floats", range(1, 9))
+    Image.fromarray(np.ones((64, 80), np.float32)).save(path / "00009.tif")
+    add(path, "00009.tif cannot be read")
     (f / "folder without frames").mkdir()
     add(f / "folder without frames", "without numbered frames")
 
@@ -207,34 +273,53 @@ def second_decoder(case: Case) -> torch.Tensor:
     if case.path.is_dir():
         frames = [np.asarray(Image.open(path)) for path in sorted(case.path.iterdir())]
     else:
-        with av.open(str(case.path)) as file:
-            frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
-    turned = np.rot90(np.stack(frames), -case.turn // 90, (1, 2)).copy()  # (n, H, W, 3)
-    return torch.from_numpy(turned).permute(0, 3, 1, 2)
+        frames = []
+        with av.open(case.path.resolve()) as file:
+            with suppress(av.InvalidDataError):  # of the last frame where it is cut off
+                frames += (frame.to_ndarray(format="rgb24") for frame in file.decode(video=0))
+    return turned(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2), case.turn)
+
+
+def turned(frames: torch.Tensor, how: int | str) -> torch.Tensor:
+    """Frames as a player shows them, by a key of TURNS; each but 90 and 270 is its own inverse."""
+    axes = {180: (2, 3), "mirrored": (3,), "upside down": (2,)}
+    if how in axes:
+        return frames.flip(axes[how])
+    if how == "diagonal":
+        return frames.transpose(2, 3)
+    return frames.rot90(-int(how) // 90, (2, 3))
+
+
+def difference(frames: torch.Tensor, expected: torch.Tensor) -> int:
+    """The largest, in gray levels."""
+    return int((frames.int() - expected.int()).abs().max())
 
 
 def numbers(frames: torch.Tensor, case: Case) -> list[int]:
     """The number in each frame's barcode. frames (n, 3, H, W), turned as the file asks"""
-    return barcodes(frames.rot90(case.turn // 90, (2, 3)))
+    return barcodes(turned(frames, {90: 270, 270: 90}.get(case.turn, case.turn)))
 
 
 def main() -> None:
     """Print the table of the corpus."""
-    print("| file | expected | came | off by, mean and most |\n|---|---|---|---|")
+    print("| file | expected | reader | came | off by, most |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for case in make_corpus(Path(folder)):
             expected = f"{case.expected} frames" if isinstance(case.expected, int) else "error"
-            off = ""
+            reader, off = "", ""
             try:
                 frames = read_frames(case.path, timeout=10)
-                right = numbers(frames, case) == list(range(len(frames)))
+                right = numbers(frames, case) == [case.first + i for i in range(len(frames))]
                 came = f"{len(frames)} frames, {'in order' if right else 'NOT in order'}"
-                difference = (frames.int() - second_decoder(case).int()).abs().float()
-                off = f"{difference.mean():.2f}, {difference.max():.0f}"
+                expected_frames = second_decoder(case)  # fewer where the end is damaged
+                off = str(difference(frames[: len(expected_frames)], expected_frames))
+                reader = probe(case.path).reader
             except ClipError as error:
                 came = error.cause
-            name = os.path.relpath(case.path, folder)
-            print(f"| {name} | {expected} | {came} | {off} |".replace(folder, ""))
+            name = os.fsencode(case.path.name)
+            shown = name.decode(errors="backslashreplace").encode("unicode_escape").decode()
+            shown = shown.replace("|", "\\|")
+            print(f"| {shown[:60]} | {expected} | {reader} | {came} | {off} |".replace(folder, ""))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
 from s2dlib.config import DataConfig
-from s2dlib.data.clips import choose_frames, load_clip
+from s2dlib.data.clips import choose_frames, load_clip, load_views
 from s2dlib.data.dataset import VideoDataset
-from s2dlib.data.decoding import ClipError
 from s2dlib.data.loader import collate, load_batches
 from s2dlib.data.readers import read_frames
+from s2dlib.data.sources import ClipError
 from s2dlib.data.table import class_names, read_csv
 
 ROWS = [("a.mp4", "wave", "train"), ("b.mp4", "clap", "train"), ("c.mp4", "nod", "test")]
@@ -162,6 +162,23 @@ def test_load_clip_gives_the_centred_frames_of_a_file(config, tmp_path, read_bar
     assert read_barcodes(clip.transpose(0, 1)) == [12, 17, 22, 27]
     with pytest.raises(ValueError, match="must be >= 1, got 0, 1"):
         load_clip(tmp_path / "a.mp4", n_frames=0)
+
+
+def test_the_time_granted_to_a_file_can_be_set_wherever_files_are_read(config, tmp_path):
+    path, short = tmp_path / "a.mp4", replace(config, timeout=1e-6)
+    reads = [
+        lambda: load_clip(path, timeout=1e-6),
+        lambda: load_views(path, config, timeout=1e-6),
+        lambda: load_views(path, short),
+        lambda: VideoDataset(short, "train", train=False)[0],
+        lambda: VideoDataset(replace(short, cache=str(tmp_path / "x")), "train", train=False)[0],
+    ]
+    for read in reads:
+        with pytest.raises(ClipError, match=r"no progress within 1e-06 s; grant more by timeout="):
+            read()
+    assert load_views(path, config).shape == (1, 3, 12, 48, 48)
+    with pytest.raises(ValueError, match="timeout: must be greater than 0, got 0"):
+        replace(config, timeout=0)
 
 
 # What is cut out of them

@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 
 from s2dlib.apps.cli import main
-from s2dlib.data.classes import Classes
+from s2dlib.data.classes import Classes, Row
 from s2dlib.data.index import (
-    Row,
     make_index,
     missing_of,
     read_missing,
@@ -229,6 +228,14 @@ def test_the_checked_index_lacks_the_bad_videos_and_nothing_else(tmp_path):
     pd.testing.assert_frame_equal(read_csv(checked), table.drop(1).reset_index(drop=True))
     assert write_checked(checked, [table["path"][2]]) == checked and len(read_csv(checked)) == 1
     assert missing_of(checked) == missing_of(index)
+    known = {"path": table["path"][1:], "ok": True, "reader": ["pyav", ""], "n_frames": [7, 0]}
+    found = pd.DataFrame(known)
+    assert write_checked(index, [], found) == index and len(read_csv(checked)) == 3
+    assert write_checked(checked, [table["path"][2]], found) == checked
+    assert checked.read_text().splitlines()[1:] == [
+        "clips/a.mp4,wave,train,1,,",
+        '"b, c.mp4",nod,val,2,pyav,7',
+    ]
     with pytest.raises(ValueError, match=r"x\.csv: none of its 3 videos is usable"):
         write_checked(index, table["path"])
 

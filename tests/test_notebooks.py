@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from s2dlib.apps.run import run_notebook
-from s2dlib.data.index import Row, make_index, write_index
+from s2dlib.data.classes import Row
+from s2dlib.data.index import make_index, write_index
 from s2dlib.data.table import read_csv
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"

@@ -26,7 +26,7 @@ from traitlets import Bunch
 
 from s2dlib.config import CONFIG_FILE, WEIGHTS
 from s2dlib.data.dataset import VideoDataset
-from s2dlib.data.decoding import ClipError
+from s2dlib.data.sources import ClipError
 from s2dlib.data.synthetic import class_names
 from s2dlib.model import S2DNet, scale_of
 from s2dlib.report import figures

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from s2dlib.apps.prediction_table import digest_of, file_state, open_table, unpredicted
 from s2dlib.data.clips import load_views
-from s2dlib.data.decoding import ClipError
 from s2dlib.data.files import (
     FPS,
     MADE,
@@ -28,8 +27,10 @@ from s2dlib.data.files import (
     contains,
     write_video,
 )
-from s2dlib.data.index import IMAGES, list_videos
+from s2dlib.data.frames import IMAGES
+from s2dlib.data.listing import list_folder
 from s2dlib.data.rows import RowTable
+from s2dlib.data.sources import ClipError
 from s2dlib.model import Output, S2DNet
 from s2dlib.report import figures
 from s2dlib.report import film as films
@@ -47,7 +48,7 @@ HEADINGS = {
 def find_videos(paths: Sequence[str | Path]) -> list[Path]:
     """Videos named one by one, and those below folders, each once; a folder of frames is a video.
 
-    Films that draw has left below a folder are none of its videos.
+    Films that draw has left below a folder are none of its videos; what else is left out is told.
 
     Raises:
         FileNotFoundError: a path is not there, or a folder holds no video.
@@ -56,8 +57,10 @@ def find_videos(paths: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"{as_text(path)}: no such file or folder")
-        below = [path / name for name in list_videos(path)] if path.is_dir() else []
-        below = [video for video in below if not _is_drawn(video)]
+        listed, notes = list_folder(path) if path.is_dir() else ([], [])
+        below = [video for name in listed if not _is_drawn(video := path / name)]
+        for note in notes * bool(below):
+            print(f"{as_text(path)}: {note}", file=sys.stderr)
         if path.is_dir() and not below and not _holds_frames(path):
             words = "expected videos below this folder, there are none"
             raise FileNotFoundError(f"{as_text(path)}: {words}")

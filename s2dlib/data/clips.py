@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from s2dlib.config import DataConfig
-from s2dlib.data.readers import read_frames
+from s2dlib.data.readers import TIMEOUT, read_frames
 
 Frames = TypeVar("Frames", Tensor, np.ndarray)
 
@@ -92,6 +92,7 @@ def load_clip(
     n_frames: int | None = None,
     frame_stride: int = 1,
     short_side: int | None = None,
+    timeout: float = TIMEOUT,
 ) -> Tensor:
     """The centred clip of a video, ready for a model.
 
@@ -99,6 +100,7 @@ def load_clip(
         n_frames: frames at most; None: the whole video.
         frame_stride: tau, every how many frames one is taken.
         short_side: pixels of the shorter side after resizing; None: as stored.
+        timeout: seconds without progress granted to the file.
 
     Returns:
         Raw frames I, uint8. (3, T, H, W)
@@ -110,14 +112,15 @@ def load_clip(
         n = n_frames or n_total
         return choose_frames(n_total, DataConfig(csv="", n_frames=n, frame_stride=frame_stride))
 
-    return read_frames(path, choose, short_side).transpose(0, 1)
+    return read_frames(path, choose, short_side, timeout).transpose(0, 1)
 
 
-def load_views(path: str | Path, config: DataConfig) -> Tensor:
+def load_views(path: str | Path, config: DataConfig, timeout: float | None = None) -> Tensor:
     """The clip of a video as testing takes it: centred, and its crops (Sec. 4.1).
 
     Args:
         config: of the model that is to see it (model.data), but for min_frames.
+        timeout: seconds without progress granted to the file; None: config.timeout.
 
     Returns:
         Raw frames I of each of the test_crops views, uint8. (V, C, T, H, W)
@@ -126,7 +129,8 @@ def load_views(path: str | Path, config: DataConfig) -> Tensor:
         ClipError: the video cannot be read.
     """
     config = replace(config, min_frames=1)
-    frames = read_frames(path, lambda n: choose_frames(n, config), config.short_side)
+    timeout = timeout or config.timeout
+    frames = read_frames(path, lambda n: choose_frames(n, config), config.short_side, timeout)
     if config.gray:
         frames = rgb_to_grayscale(frames)
     H, W = frames.shape[-2:]

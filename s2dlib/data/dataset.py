@@ -19,12 +19,13 @@ from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
 from s2dlib.config import DataConfig
 from s2dlib.data.clips import Crop, choose_crops, choose_frames
-from s2dlib.data.decoding import ClipError
 from s2dlib.data.files import atomic_path
 from s2dlib.data.readers import Wanted, read_frames
+from s2dlib.data.sources import ClipError
 from s2dlib.data.table import class_names, read_csv
 
 MAX_TRIES = 5  # clips tried for one place of a training batch
+READING = 2  # of the cache's keys: raised when files give other frames, so that old ones go unused
 
 
 class Truth(NamedTuple):
@@ -81,11 +82,6 @@ class VideoDataset(Dataset):
     def n_crops(self) -> int:
         """Views of a video, V: all of them are in its item."""
         return 1 if self.train else self.config.test_crops
-
-    @property
-    def has_truth(self) -> bool:
-        """Whether the CSV tells where each clip's detail is."""
-        return self._truth is not None
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -147,8 +143,11 @@ class VideoDataset(Dataset):
         Returns (T, C, H, W), int.
         """
         indices: list[int] = []
+        state = None if generator is None else generator.get_state()
 
         def choose(n_total: int) -> list[int]:
+            if generator is not None and state is not None:  # not the first time: fewer decode
+                generator.set_state(state)
             try:
                 indices[:] = choose_frames(n_total, self.config, generator)
             except ValueError as error:
@@ -162,8 +161,9 @@ class VideoDataset(Dataset):
         return video[indices[0] : indices[-1] + 1 : self.config.frame_stride], indices[0]  # a view
 
     def _read_video(self, path: str, wanted: Wanted = None) -> np.ndarray:
-        frames = read_frames(path, wanted, self.config.short_side)  # (T, 3, H, W)
-        return (rgb_to_grayscale(frames) if self.config.gray else frames).numpy()
+        config = self.config
+        frames = read_frames(path, wanted, config.short_side, config.timeout)  # (T, 3, H, W)
+        return (rgb_to_grayscale(frames) if config.gray else frames).numpy()
 
     def _read_cached(self, path: str, cache: str) -> np.ndarray:
         """All frames of a video at short_side, kept in the cache. (T_all, C, H, W)"""
@@ -171,7 +171,8 @@ class VideoDataset(Dataset):
             stat = os.stat(path)
         except FileNotFoundError:
             raise ClipError(path, "no such file") from None
-        key = (path, stat.st_mtime_ns, stat.st_size, self.config.short_side, self.config.gray)
+        config = self.config
+        key = (path, stat.st_mtime_ns, stat.st_size, config.short_side, config.gray, READING)
         file = Path(cache, f"{hashlib.sha1(repr(key).encode()).hexdigest()}.npy")
         if not file.exists():
             with atomic_path(file) as partial:  # a worker beside this one may write it too

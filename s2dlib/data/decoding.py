@@ -1,207 +1,350 @@
-"""Decode a video in a child process that can be killed: this file, run as a script.
+"""Which frames a video file holds: frame i is the i-th one that a player shows (D14).
 
-decord's get_batch and skip_frames are silently wrong on some files (open GOP, HEVC), so every frame
-up to the last wanted one is decoded, in order. It also hangs, and could crash, on some files. A bad
-file costs its own error and never the run. Nothing of the package is imported here: torch and
-pandas take 5 s.
+That is the i-th frame that PyAV decodes, forward from the start. decord reads the kinds on which
+tests/corpus.py finds it exact, and there its first frames are compared with PyAV's in each file.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 import os
-import re
-import signal
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from functools import partial
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import NamedTuple
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain, islice
+from typing import Any
 
+import av
+import av.logging
 import decord
 import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video import VideoFrame, VideoStream
+from av.video.reformatter import VideoReformatter
 
-BUFFER = 1 << 21  # bytes of frames handed over at a time; one half is filled, the other one read
+from s2dlib.data.sources import ClipError, Folder, Source, first_line, progress
 
-
-class ClipError(RuntimeError):
-    """A video that cannot give the frames asked of it."""
-
-    def __init__(self, path: str | Path, cause: str) -> None:
-        super().__init__(str(path), cause)  # both are args, so that it survives pickling
-        self.path, self.cause = str(path), cause
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.cause}"
-
-
-class _Source(NamedTuple):
-    """A video that is open."""
-
-    n_frames: int
-    fps: float
-    frames: Callable[[Sequence[int]], Iterator[np.ndarray]]  # by ascending index. (H, W, 3) uint8
-
-
-def _serve(connection: Connection, memory: int, parent: int) -> None:
-    """Answer requests until the caller goes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
-    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
-    connection.send(True)
-    source: _Source | None = None
-    with suppress(EOFError, BrokenPipeError):
-        while True:
-            verb, argument = connection.recv()
-            try:
-                if verb == "frames" and source is not None:
-                    _send_frames(source, argument, connection, memory)
-                elif verb != "next":  # that was said before it was known that decoding fails
-                    source = _open(argument)
-                    H = W = 0
-                    if verb == "probe":  # decode all frames, one in memory at a time
-                        for frame in source.frames(range(source.n_frames)):
-                            H, W, _ = frame.shape
-                    connection.send((source.n_frames, source.fps, H, W))
-            except ClipError as error:
-                connection.send(error.cause)
-            except (MemoryError, ValueError, RuntimeError) as error:
-                connection.send(f"cannot be read ({type(error).__name__}: {_first_line(error)})")
+MOV, MKV = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"  # FFmpeg's names of the demuxers
+# What decord reads, where all else is as it should be
+DECORD_CONTAINERS = {MOV, MKV, "avi"}
+DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg"}
+DECORD_PIXELS = {"yuv420p", "yuvj420p"}
+LONG = 1500  # packets: from here on PyAV, which can seek
+FIRST = 3  # frames that decord and PyAV must agree on when a file is opened
+AGREE = 2  # gray levels by which two builds of FFmpeg may round apart
+FEW = 2  # frames that any file may lose
+LOSS, LOSS_SECONDS = 0.1, 2  # what a file that is not cut off may lose: a share, and a time
+TIMED = {MKV, "flv", "asf"}  # whose header tells the duration and no count of frames
+BROADCAST = {"mpegts", "mpeg"}  # streams without a beginning or an end: cut everywhere by nature
+# One packet, one frame; not so VP8 and MPEG-4 (hidden and empty frames), Theora, WMV
+SEEKABLE = {"h264", "hevc", "vp9", "av1", "mpeg1video", "mpeg2video", "mjpeg", "prores", "ffv1"}
+HEAD = 32  # frames that must come with the times of their packets before a file is sought
 
 
-def _exit_with(parent: int) -> None:
-    """End this process when its parent is gone, even while a file hangs in the decoder."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(0)
-
-
-def _send_frames(source: _Source, order: list[int], connection: Connection, memory: int) -> None:
-    """Write frames to the two halves of the memory in turn, and say so when one is full."""
-    halves: np.ndarray = np.empty(0)  # (2, m, H, W, 3)
-    m = 1  # frames in a half
-    for number, frame in enumerate(source.frames(order)):
-        if number == 0:
-            m = max(1, min(len(order), BUFFER // frame.nbytes))
-            size = 2 * m * frame.nbytes
-            if size > os.fstat(memory).st_size:
-                os.truncate(memory, size)
-            buffer = mmap.mmap(memory, os.fstat(memory).st_size)
-            halves = np.frombuffer(buffer, np.uint8, size).reshape(2, m, *frame.shape)
-        k, n = divmod(number, m)  # the n-th frame in half k % 2
-        if n == 0 and k >= 2:
-            connection.recv()  # the caller is done with this half
-        halves[k % 2, n] = frame
-        if n + 1 == m or number + 1 == len(order):
-            waits = k + 2 < -(-len(order) // m)
-            connection.send((k % 2 * m * frame.nbytes, (n + 1, *frame.shape), waits))
-
-
-CAUSES = {  # what decord says when it opens a bad file, and what that means
-    "Error reading": "not a video, or cut off before its index",
-    "(-1128613112": "cut off within its index, or in a format without a decoder here",  # FFmpeg's
-    "cannot find video stream": "holds no video stream (audio only?)",
-    "av_read_frame failed": "cut off or damaged",
-    "Failed to measure duration": "does not say how long it is; encode it again",
-}
-
-
-def _open(path: str) -> _Source:
+def open_video(path: str) -> Source:
     """A video whose frames can be read, or a ClipError with the cause."""
     if os.path.isdir(path):
-        return _open_folder(path)
+        return Folder(path)
     if not os.path.exists(path):
         raise ClipError(path, "no such file")
-    if not os.path.isfile(path):  # a pipe, which would hang decord
+    if not os.path.isfile(path):  # a pipe, which would hang the decoder
         raise ClipError(path, "not a file")
     if not os.access(path, os.R_OK):
         raise ClipError(path, "no permission to read it")
     if os.path.getsize(path) == 0:
         raise ClipError(path, "the file is empty (0 bytes)")
-    decord.logging.set_level(decord.logging.QUIET)  # the causes below say it once, and by name
-    try:  # fault_tol: an error instead of a silent copy of the frame before
-        reader = decord.VideoReader(path, num_threads=1, fault_tol=1e-9)
-    except Exception as error:  # decord raises RuntimeError, AssertionError and its own
-        reason = _first_line(error)
-        causes = [cause for sign, cause in CAUSES.items() if sign in reason]
-        raise ClipError(path, f"{(causes or ['cannot be opened'])[0]} ({reason})") from error
-    if len(reader) == 0:
-        raise ClipError(path, "holds no frames")
-    return _Source(len(reader), reader.get_avg_fps(), partial(_decode_forward, reader, path))
+    video = _PyAV(path)
+    if video.suits_decord:
+        with suppress(Exception):  # of any kind: what decord makes of a file is no matter then
+            return _Decord(video)
+    return video
 
 
-def _decode_forward(
-    reader: decord.VideoReader, path: str, order: Sequence[int]
-) -> Iterator[np.ndarray]:
-    """Frames by ascending index, all up to the last decoded. Each (H, W, 3) uint8."""
-    wanted = frozenset(order)
-    for i in range(order[-1] + 1):
+class _Packets:
+    """What a file's packets tell without being decoded, in the order stored."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
+        self.n = self.n_held = 0  # of this stream, and up to the last one that holds something
+        self.times: list[int | None] = []  # when shown, of those that become frames
+        self.keys: dict[int | None, int | None] = {}  # of key frames: when shown, when decoded
+        self.end = 0.0  # of all streams, seconds
+        self.cut = False  # within the last packet
+        hides = (
+            stream.codec_context.codec.canonical_name == "vp8"
+        )  # frames that others are predicted from
+        begun = container.format.name not in BROADCAST  # which begin within a group of pictures
+        one = 1 / float(stream.average_rate or 25)  # seconds a frame, where packets do not tell
+        with _complaints() as complaints, suppress(av.FFmpegError):  # n tells what is missing
+            for packet in container.demux():
+                progress.tick()
+                if packet.size == 0 and packet.dts is None:  # PyAV's own, at the end
+                    continue
+                if packet.pts is not None:
+                    seconds = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                    self.end = max(self.end, seconds if packet.duration else seconds + one)
+                if packet.stream_index == stream.index and (begun := begun or packet.is_keyframe):
+                    shown = not hides or memoryview(packet)[0] & 0x10
+                    self._add(packet, shown=bool(shown))
+        self.cut |= any("ended prematurely" in text for _, _, text in complaints)
+
+    def _add(self, packet: av.Packet, *, shown: bool) -> None:
+        self.n, self.cut = self.n + 1, packet.is_corrupt
+        if packet.size == 0:  # the frame before stays, or the file has lost its end
+            return
+        self.n_held = self.n
+        if shown and not packet.is_discard:  # an edit list hides frames
+            self.times.append(packet.pts)
+            if packet.is_keyframe:
+                self.keys[packet.pts] = packet.dts
+
+
+class _PyAV:
+    """A video file by PyAV, whose packets have been listed and whose first frames decode."""
+
+    reader = "pyav"
+
+    def __init__(self, path: str) -> None:
+        self.path, self.url = path, os.path.abspath(path)  # nothing of it is taken for a protocol
         try:
-            frame = reader.next()
-            frame = frame.asnumpy() if i in wanted else None
-        except (Exception, StopIteration) as error:
-            cause = f"decoding stops at frame {i} of the {len(reader)} that the file claims"
-            advice = "cut off, damaged, an edit list or MPEG-TS; encode it again"
-            raise ClipError(path, f"{cause}: {advice} ({_first_line(error)})") from error
-        if frame is None:
-            continue
-        height, width, channels = frame.shape
-        if channels != 3:  # decord takes a padded row (widths 16, 24, 48, 72) for more channels
-            frame = frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
-        yield frame
+            self.url.encode()
+        except UnicodeEncodeError:  # FFmpeg is given names in UTF-8 alone
+            self._file = open(path, "rb")  # noqa: SIM115 (open as long as this is)
+            self.url = f"/dev/fd/{self._file.fileno()}"
+        self._failure: Exception | None = None  # that has ended the last decoding
+        self._starts_right: bool | None = None
+        with self._container() as container:
+            stream = self._stream(container)
+            rate = stream.average_rate or stream.guessed_rate
+            self.fps = float(rate) if rate else math.nan
+            self.kind = (container.format.name, stream.codec_context.codec.canonical_name)
+            self.pixels = stream.codec_context.pix_fmt
+            claimed, seconds = stream.frames, (container.duration or 0) / av.time_base
+            if claimed and self.kind[0] == MOV:  # samples that an edit list leaves
+                claimed = len(stream.index_entries)
+            self._packets = _Packets(container, stream)
+        self.n_frames = len(self._packets.times)
+        self.lost = self._judge_end(claimed, seconds)
+        self._forward: Iterator[VideoFrame] | None = self._decode()
+        self.first = list(islice(self._forward, FIRST))
+        if not self.first or not self.n_frames:
+            why = f" ({first_line(self._failure)})" if self._failure else ""
+            raise ClipError(path, f"cut off or damaged: none of its frames decodes{why}")
+        self._reformatter, self._matrix = VideoReformatter(), _display_matrix(self.first[0])
+        self._size = self.first[0].width, self.first[0].height
 
-
-def _open_folder(path: str) -> _Source:
-    """A folder of numbered frames, from 0 or 1 upwards without a gap."""
-    names: dict[int, str] = {}
-    for name in sorted(os.listdir(path)):
-        if digits := re.search(r"(\d+)\.(jpg|jpeg|png)$", name, re.IGNORECASE):
-            if (number := int(digits[1])) in names:
-                raise ClipError(path, f"two frames {number}: {names[number]} and {name}")
-            names[number] = name
-    if not names:
-        raise ClipError(path, "a folder without numbered frames (00001.jpg, ... or .png)")
-    first = 0 if 0 in names else 1
-    for number in range(first, first + len(names)):
-        if number not in names:
-            raise ClipError(path, f"frame {number} is missing (the last is {max(names)})")
-    files = [os.path.join(path, names[number]) for number in sorted(names)]
-    return _Source(len(files), math.nan, partial(_open_images, path, files))
-
-
-def _open_images(path: str, files: list[str], order: Sequence[int]) -> Iterator[np.ndarray]:
-    """Images by index. Each (H, W, 3) uint8."""
-    from PIL import Image
-
-    size = None
-    for i in order:
-        name = os.path.basename(files[i])
+    def _container(self) -> InputContainer:
         try:
-            with Image.open(files[i]) as image:
-                frame = np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ClipError(path, f"{name} cannot be read ({_first_line(error)})") from error
-        size = size or image.size
-        if image.size != size:
-            width, height = image.size
-            raise ClipError(path, f"{name} is {width} x {height} pixels, others are not")
-        yield frame
+            container = av.open(self.url, metadata_errors="replace")
+        except av.FFmpegError as error:
+            cause = "not a video, or cut off before its index"
+            raise ClipError(self.path, f"{cause} ({first_line(error)})") from error
+        name = container.format.name
+        if name in ("tty", "image2") or name.endswith("_pipe"):  # any text; a picture
+            raise ClipError(self.path, f"not a video, but {name.removesuffix('_pipe')}")
+        return container
+
+    def _stream(self, container: InputContainer) -> VideoStream:
+        stream = container.streams.best("video")
+        if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+            raise ClipError(self.path, "holds no video stream (audio only?)")
+        if stream.codec_context is None:
+            cause = "cut off within its index, or in a format without a decoder here"
+            raise ClipError(self.path, cause)
+        stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+        return stream
+
+    def _judge_end(self, claimed: int, seconds: float) -> int:
+        """Frames that the file claims and has not; ClipError where it is cut off.
+
+        A count that is a little too high is the rule in old files, and no damage.
+
+        Args:
+            claimed: frames by its header; 0: not said.
+            seconds: its duration by its header; 0: not said.
+        """
+        packets, container = self._packets, self.kind[0]
+        if container in TIMED and seconds > 0 and self.fps > 0:
+            missing = round((seconds - packets.end) * self.fps)
+            claimed = packets.n_held + (missing if missing > FEW else 0)  # times are rounded
+        if not claimed and (container == "asf" or (packets.cut and container not in BROADCAST)):
+            raise ClipError(self.path, f"cut off within or after frame {self.n_frames - 1}")
+        claimed = max(claimed, packets.n)
+        lost = claimed - packets.n_held
+        if self._is_much(lost, claimed, damaged=packets.cut):
+            cause = f"cut off: holds {packets.n_held} of the {claimed} frames that it claims"
+            raise ClipError(self.path, cause)
+        return lost
+
+    def _is_much(self, lost: int, claimed: int, *, damaged: bool) -> bool:
+        """Whether a file loses too much to be read; a part of a broadcast is a shorter video."""
+        if self.kind[0] in BROADCAST and not damaged:
+            return False
+        rate = self.fps if self.fps > 0 else 25
+        return lost > FEW and (damaged or lost > min(LOSS * claimed, LOSS_SECONDS * rate))
+
+    @property
+    def suits_decord(self) -> bool:
+        """Whether it is of a kind that decord reads, with nothing odd about it."""
+        container, codec = self.kind
+        known = container in DECORD_CONTAINERS and codec in DECORD_CODECS
+        whole = self.lost == 0 and self.n_frames == self._packets.n < LONG
+        return known and whole and self.pixels in DECORD_PIXELS and self._matrix is None
+
+    def _decode(self, start: int | None = None) -> Iterator[VideoFrame]:
+        """Frames from the start, or from a key frame at or before a time, as they are shown.
+
+        They end with the file, or where decoding fails: _failure is why.
+        """
+        self._failure, n = None, 0
+        with self._container() as container:
+            stream = self._stream(container)
+            try:
+                if start is not None:
+                    container.seek(start, stream=stream)
+                for packet in container.demux(stream):
+                    progress.tick()
+                    if packet.size == 0 and packet.dts is not None:  # would end the decoder
+                        continue
+                    try:
+                        decoded = packet.decode()
+                    except av.FFmpegError:
+                        if n == 0 and self.kind[0] in BROADCAST:  # begins within a group
+                            continue
+                        raise
+                    n += len(decoded)
+                    yield from decoded
+            except av.FFmpegError as error:
+                self._failure = error
+                with suppress(av.FFmpegError):  # what it has kept for the order
+                    yield from stream.codec_context.decode(None)
+
+    def frames(self, order: Sequence[int]) -> Iterator[np.ndarray]:
+        done = n = 0
+        for decode in (self._sought, self._from_start):
+            for i, frame in decode(order[done]):
+                n = i + 1
+                if i == order[done]:
+                    yield self.rgb(frame)
+                    done += 1
+                    if done == len(order):
+                        return
+        self.lost, self.n_frames = self.lost + self.n_frames - n, n
+        if self._is_much(self.lost, n + self.lost, damaged=self._failure is not None):
+            cause = f"damaged: {n} of the {n + self.lost} frames that it claims decode"
+            why = f", then {first_line(self._failure)}" if self._failure else ""
+            raise ClipError(self.path, cause + why)
+
+    def _from_start(self, _: int = 0) -> Iterator[tuple[int, VideoFrame]]:
+        """All frames with their numbers; what was decoded when the file was opened serves once."""
+        if self._forward is None:
+            return enumerate(self._decode())
+        forward, self._forward = self._forward, None
+        return enumerate(chain(self.first, forward))
+
+    def _sought(self, first: int) -> Iterator[tuple[int, VideoFrame]]:
+        """Frames with their numbers from the last key frame before the first wanted one.
+
+        Numbers are those of the listed times, which each frame must bear: at one that does not, or
+        where nothing is gained, no more come.
+        """
+        times = sorted(time for time in self._packets.times if time is not None)
+        number = {time: i for i, time in enumerate(times)}
+        if self.kind[1] not in SEEKABLE or len(number) < self.n_frames:  # unknown, or not unique
+            return
+        keys = (number[time] for time in self._packets.keys if time is not None)
+        start = i = max((key for key in keys if key <= first), default=0)
+        if start < 2 * HEAD or not self._begins_as(times[:HEAD]):
+            return
+        for frame in self._decode(self._packets.keys[times[start]]):
+            if i == start and frame.pts is not None and frame.pts < times[start]:
+                continue  # of a group before, or an open group's, which lacks what it refers to
+            if [frame.pts] != times[i : i + 1] or (i == start and not frame.key_frame):
+                return
+            yield i, frame
+            i += 1
+
+    def _begins_as(self, times: list[int]) -> bool:
+        """Whether the first frames bear these times."""
+        if self._starts_right is None:
+            head = islice(self._decode(), len(times))
+            self._starts_right = [frame.pts for frame in head] == times
+        return self._starts_right
+
+    def rgb(self, frame: VideoFrame) -> np.ndarray:
+        """Pixels as players show them, at the size of the first frame. (H, W, 3) uint8"""
+        frame = self._reformatter.reformat(frame, *self._size, "rgb24", threads=1)
+        pixels = frame.to_ndarray()
+        if self._matrix is None:
+            return pixels
+        a, b, c, d = self._matrix
+        if abs(b) > abs(a):  # turned by a quarter
+            pixels, a, d = pixels.transpose(1, 0, 2), c, b
+        return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def _first_line(error: BaseException) -> str:
-    """What decord says, without its clock and its source lines."""
-    text = re.sub(r"\[[\d:]+\] |\S+\.cc:\d+: ", "", str(error)).strip()
-    return text.split("\n", 1)[0] or type(error).__name__
+def _display_matrix(frame: VideoFrame) -> tuple[float, ...] | None:
+    """a, b, c, d of x' = a x + c y, y' = b x + d y by which players turn a frame, where told."""
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # beside it is a kind that PyAV does not know: its angle is told, no mirror
+        angle = math.radians(-frame.rotation)
+        return math.cos(angle), math.sin(angle), -math.sin(angle), math.cos(angle)
+    if matrix is None:
+        return None
+    a, b, _, c, d, *_ = struct.unpack("9i", bytes(matrix))
+    return a, b, c, d
 
 
-def _main() -> None:
-    descriptor, memory, parent = map(int, sys.argv[1:])
-    _serve(Connection(descriptor), memory, parent)
+class _Decord:
+    """A video file by decord, which agrees with PyAV on the number and the first of its frames.
+
+    get_batch and skip_frames are silently wrong on some files (open GOP, HEVC): all frames up to
+    the last wanted one are decoded, in order. Where that fails, PyAV goes on.
+    """
+
+    reader = "decord"
+
+    def __init__(self, video: _PyAV) -> None:
+        self._video, self.n_frames, self.lost, self.fps = video, video.n_frames, 0, video.fps
+        decord.logging.set_level(decord.logging.QUIET)
+        # fault_tol: an error instead of a silent copy of the frame before
+        vr = decord.VideoReader(video.url, num_threads=1, fault_tol=1e-9)
+        rest = (vr.next() for _ in range(self.n_frames))
+        first, expected = list(islice(rest, FIRST)), map(video.rgb, video.first)
+        if len(vr) != self.n_frames or not all(map(_agree, first, expected)):
+            raise ValueError("decord and PyAV disagree")
+        self._frames = chain(first, rest)
+
+    def frames(self, order: Sequence[int]) -> Iterator[np.ndarray]:
+        done, frames = 0, enumerate(self._frames)
+        self._frames = chain()
+        with suppress(Exception):  # decord raises RuntimeError, AssertionError and its own
+            for i, frame in frames:
+                progress.tick()
+                if i == order[done]:
+                    yield frame.asnumpy()
+                    done += 1
+                    if done == len(order):
+                        return
+        self.reader = self._video.reader
+        yield from self._video.frames(order[done:])
+        self.n_frames, self.lost = self._video.n_frames, self._video.lost
 
 
-if __name__ == "__main__":
-    _main()
+def _agree(frame: decord.ndarray.NDArray, expected: np.ndarray) -> bool:
+    """Whether two readers give the same picture; they may round apart."""
+    found = frame.asnumpy().astype(np.int16)
+    return found.shape == expected.shape and np.abs(found - expected).max() <= AGREE
+
+
+@contextmanager
+def _complaints() -> Iterator[list[tuple[int, str, str]]]:
+    """What FFmpeg writes to its log as an error meanwhile: level, who, text."""
+    av.logging.set_skip_repeated(False)
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as messages:
+            yield messages
+    finally:
+        av.logging.set_level(None)

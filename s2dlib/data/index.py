@@ -19,11 +19,8 @@ import pandas as pd
 
 from s2dlib.data.classes import Classes, Row, normalise, number_labels
 from s2dlib.data.files import write_atomic
-from s2dlib.data.frames import IMAGES
-from s2dlib.data.listing import VIDEOS, list_folder, list_videos
-from s2dlib.data.table import escape, read_lines
-
-__all__ = ["IMAGES", "Row", "list_videos"]  # also of use elsewhere
+from s2dlib.data.listing import VIDEOS, list_folder
+from s2dlib.data.table import absolute_path, escape, read_lines
 
 COLUMNS = ["path", "label", "label_name", "split", "name"]  # of an index, and how its owner says it
 
@@ -189,19 +186,28 @@ def read_missing(index: str | Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
-def write_checked(index: str | Path, bad: Iterable[str]) -> Path:
+def write_checked(index: str | Path, bad: Iterable[str], found: pd.DataFrame | None = None) -> Path:
     """Write <index>.checked.csv, the same without the videos at some absolute paths.
+
+    Args:
+        found: of check_videos: its columns reader and n_frames are added, empty for videos that it
+            does not know, and the file is written even if no video is bad.
 
     Returns:
         The index to go on with: the one given, where no video of it is bad.
     """
     bad, (header, *rows) = set(bad), [fields for _, fields in read_lines(index)]
-    column = [name.strip() for name in header].index("path")
+    table = pd.DataFrame(rows, columns=[name.strip() for name in header], dtype=object)
     folder = os.path.abspath(os.path.dirname(index))
-    kept = [row for row in rows if os.path.normpath(os.path.join(folder, row[column])) not in bad]
-    if not kept:
+    paths = [absolute_path(folder, path) for path in table["path"]]
+    if found is not None:
+        known = found.drop_duplicates("path").set_index("path").reindex(paths)
+        table["reader"] = known["reader"].to_numpy()
+        table["n_frames"] = known["n_frames"].astype("Int64").array
+    kept = table[[path not in bad for path in paths]]
+    if kept.empty:
         raise ValueError(f"{index}: none of its {len(rows)} videos is usable")
-    if len(kept) == len(rows):
-        return Path(index)
     checked = Path(index).with_name(f"{Path(index).stem.removesuffix('.checked')}.checked.csv")
-    return write_atomic(checked, pd.DataFrame(kept, columns=header).to_csv(index=False))
+    if len(kept) < len(rows) or found is not None:
+        write_atomic(checked, _csv(kept))
+    return checked if len(kept) < len(rows) else Path(index)

@@ -1,17 +1,17 @@
-"""Video file -> frames, by a child process that can be killed (decoding.py); a check of a set.
+"""Video file -> frames, by a child process that can be killed (child.py); a check of a set.
 
 Axes: n frames, 3 colours (RGB), H x W pixels.
 """
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from s2dlib.data import decoding
-from s2dlib.data.decoding import BUFFER, ClipError
+from s2dlib.data.sources import BUFFER, ClipError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 # Which frames: by index, or a function from the frame count to indices; None: all.
 Wanted: TypeAlias = Sequence[int] | Callable[[int], Sequence[int]] | None
-TIMEOUT = 60.0  # seconds granted to a file
+TIMEOUT = 60.0  # seconds without progress granted to a file
 MAX_FILES = 500  # that a child reads before a new one takes over: what decord leaks stays bounded
 
 
@@ -43,18 +42,25 @@ class VideoInfo(NamedTuple):
     fps: float
     height: int
     width: int
+    reader: str = ""  # "decord", "pyav" or, of a folder of frames, "pillow"
+    lost: int = 0  # frames that the file claims beyond those that decode
+
+
+class _EndsEarlier(Exception):
+    """A video whose last wanted frames do not exist."""
 
 
 def read_frames(
     path: str | Path, wanted: Wanted = None, short_side: int | None = None, timeout: float = TIMEOUT
 ) -> Tensor:
-    """Frames of a video, decoded forward up to the last wanted one, turned as players turn them.
+    """Frames of a video as a player shows them, turned if the file asks for it.
 
     Args:
         path: a video file, or a folder of numbered frames (00001.jpg, ... or .png).
         wanted: frame indices, in any order; or a function from the frame count to them; None: all.
+            It is called again where fewer frames decode than the file claims.
         short_side: pixels of the shorter side after resizing; None: as stored.
-        timeout: seconds granted to the file.
+        timeout: seconds without progress granted to the file.
 
     Returns:
         The wanted frames in the order asked, uint8, channels last in memory. (n, 3, H, W)
@@ -63,39 +69,69 @@ def read_frames(
         ClipError: the file cannot be read, is damaged before the last wanted frame, is shorter, or
             hangs or crashes its reader.
     """
+    reader = _reader()
+    info = reader.ask("open", path, timeout)
+    while True:
+        n_total = info.n_frames
+        indices = wanted(n_total) if callable(wanted) else wanted
+        indices = list(range(n_total)) if indices is None else [int(i) for i in indices]
+        if not indices or min(indices) < 0:
+            text = f"{path}: wanted must be frame indices >= 0, at least one, got {indices}"
+            raise ValueError(text)
+        if max(indices) >= n_total:
+            raise ClipError(path, f"has {n_total} frames, but frame {max(indices)} was asked for")
+        order = sorted(set(indices))
+        try:
+            frames = _collect(reader.frames(order), len(order), short_side)
+        except _EndsEarlier as error:
+            info = error.args[0]
+            continue
+        _tell(path, info)
+        return frames if order == indices else frames[[order.index(i) for i in indices]]
+
+
+def _collect(chunks: Iterator[np.ndarray], n_frames: int, short_side: int | None) -> Tensor:
+    """Chunks (m, H, W, 3) in one, resized. (n_frames, 3, H, W)"""
     import torch
     from torchvision.transforms.v2.functional import resize
 
-    reader = _reader()
-    n_total = reader.ask("open", str(path), timeout).n_frames
-    indices = wanted(n_total) if callable(wanted) else wanted
-    indices = list(range(n_total)) if indices is None else [int(i) for i in indices]
-    if not indices or min(indices) < 0:
-        raise ValueError(f"{path}: wanted must be frame indices >= 0, at least one, got {indices}")
-    if max(indices) >= n_total:
-        raise ClipError(path, f"has {n_total} frames, but frame {max(indices)} was asked for")
-    order, n = sorted(set(indices)), 0
+    n = 0
     out = torch.empty(0)
-    for chunk in reader.frames(order):  # (m, H, W, 3)
+    for chunk in chunks:
         frames = torch.from_numpy(chunk).permute(0, 3, 1, 2)
         frames = resize(frames, [short_side], antialias=True) if short_side else frames
         if n == 0:  # channels last
-            out = torch.empty((len(order), *frames.shape[-2:], 3), dtype=torch.uint8)
+            out = torch.empty((n_frames, *frames.shape[-2:], 3), dtype=torch.uint8)
             out = out.permute(0, 3, 1, 2)  # (n, 3, H, W)
         out[n : n + len(frames)] = frames
         n += len(frames)
-    return out if order == indices else out[[order.index(i) for i in indices]]
+    return out
+
+
+_told: set[str] = set()  # paths
+
+
+def _tell(path: str | Path, info: VideoInfo) -> None:
+    """Say once that a file gives fewer frames than it claims."""
+    if info.lost and str(path) not in _told:
+        _told.add(str(path))
+        text = "%s: %d of the %d frames that it claims decode; it is taken to be so long"
+        logging.warning(text, path, info.n_frames, info.n_frames + info.lost)
 
 
 def probe(path: str | Path, timeout: float = TIMEOUT) -> VideoInfo:
-    """Count the frames of a video by decoding all of them; ClipError where that fails."""
-    return _reader().ask("probe", str(path), timeout)
+    """Count the frames of a video by decoding all of them; ClipError where that fails.
+
+    Args:
+        timeout: seconds without progress granted to the file.
+    """
+    return _reader().ask("probe", path, timeout)
 
 
 def is_video(path: str | Path, timeout: float = TIMEOUT) -> bool:
     """Whether a reader here can open this file; its frames are not decoded."""
     try:
-        _reader().ask("open", str(path), timeout)
+        _reader().ask("open", path, timeout)
     except ClipError:
         return False
     return True
@@ -107,11 +143,11 @@ def check_videos(
     """Probe every file: what is wrong with it, a hang or a crash too, is a row, no exception.
 
     Args:
-        timeout: seconds granted to one file.
+        timeout: seconds without progress granted to one file.
         processes: children at a time; None: one a core.
 
     Returns:
-        One row a file, in the order given: path, ok, n_frames, fps, height, width, cause.
+        One row a file, in the order given: path, ok, those of VideoInfo, cause.
     """
     import pandas as pd
 
@@ -131,7 +167,7 @@ def check_videos(
     return pd.DataFrame(rows, columns=["path", "ok", *VideoInfo._fields, "cause"])
 
 
-CHILD = [sys.executable, "-P", decoding.__file__]  # as a script: the package would import torch
+CHILD = [sys.executable, "-P", "-m", "s2dlib.data.child"]
 _local = threading.local()  # .reader, this thread's
 
 
@@ -156,38 +192,43 @@ class _Reader:
         self.connection, child_end = Pipe()
         fds, self.pid = (child_end.fileno(), self.memory), os.getpid()
         arguments, null = [*CHILD, *map(str, (*fds, self.pid))], subprocess.DEVNULL
-        self.child = subprocess.Popen(arguments, pass_fds=fds, stdin=null, stdout=null, stderr=null)
+        # The modules it imports are those of this process; where it was started is no matter.
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        environment = {**os.environ, "PYTHONPATH": paths}
+        self.child = subprocess.Popen(
+            arguments, pass_fds=fds, stdin=null, stdout=null, stderr=null, env=environment
+        )
         child_end.close()
         self.close = weakref.finalize(
             self, _close, self.child, self.connection, self.memory, self.pid
         )
         self.n_files = 0
-        self._set_deadline(" ".join(arguments), timeout=120.0)
+        self.path, self.timeout = " ".join(arguments), 120.0
         try:
             self._request()
         except ClipError as error:
             raise RuntimeError(f"the reader of videos does not start: {error}") from error
 
-    def ask(self, verb: str, path: str, timeout: float) -> VideoInfo:
+    def ask(self, verb: str, path: str | Path, timeout: float) -> VideoInfo:
         """What the child finds out by "open" (its count may be too high) or by "probe"."""
-        self._set_deadline(path, timeout)
+        self.path, self.timeout = str(path), timeout
         self.n_files += 1
-        return VideoInfo(*self._request((verb, path)))
+        return VideoInfo(*self._request((verb, os.path.abspath(path))))  # it stays in its folder
 
     def frames(self, order: list[int]) -> Iterator[np.ndarray]:
         """The frames of the open file by ascending index, some at a time. (m, H, W, 3), a view"""
         n = 0
         request: tuple[str, object] | None = ("frames", order)
         while n < len(order):
-            start, shape, waits = self._request(request)
+            answer = self._request(request)
+            if len(answer) == len(VideoInfo._fields):
+                raise _EndsEarlier(VideoInfo(*answer))
+            start, shape, waits = answer
             self.idle = n + shape[0] == len(order)
             if start + np.prod(shape) > len(self.map):  # large frames have made it grow
                 self.map = mmap.mmap(self.memory, os.fstat(self.memory).st_size)
             yield np.frombuffer(self.map, np.uint8, np.prod(shape), start).reshape(shape)
             n, request = n + shape[0], ("next", None) if waits else None
-
-    def _set_deadline(self, path: str, timeout: float) -> None:
-        self.path, self.timeout, self.deadline = path, timeout, time.monotonic() + timeout
 
     def _request(self, message: tuple[str, object] | None = None) -> Any:  # noqa: ANN401
         """The child's answer, perhaps to a message; ClipError when it fails, dies or hangs.
@@ -198,9 +239,12 @@ class _Reader:
         try:
             if message is not None:
                 self.connection.send(message)
-            if not self.connection.poll(max(0.0, self.deadline - time.monotonic())):
-                raise ClipError(self.path, f"no answer within {self.timeout:g} s")
-            answer = self.connection.recv()
+            answer = None
+            while answer is None:  # None: it is getting on
+                if not self.connection.poll(self.timeout):
+                    limit = f"no progress within {self.timeout:g} s"
+                    raise ClipError(self.path, f"{limit}; grant more by timeout=")
+                answer = self.connection.recv()
         except (EOFError, OSError) as error:
             with suppress(subprocess.TimeoutExpired):
                 self.child.wait(timeout=5)
