@@ -64,7 +64,7 @@ progress = Progress()
 
 
 class Folder:
-    """Numbered frames in a folder, from 0 or 1 upwards without a gap; optical flow is passed over."""
+    """Numbered frames in a folder, from 0 or 1 upwards without a gap; optical flow is left out."""
 
     reader, lost, fps = "pillow", 0, math.nan
 
