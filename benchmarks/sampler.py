@@ -123,7 +123,12 @@ def least_work(theta: Theta, n: Tensor, channels: int) -> tuple[int, int]:
     touched = macs = 0
     for b in range(len(n)):
         t, y, x = (
-            len((band(p, length).first[:, None] + torch.arange(TAPS, device=p.device)).unique())
+            len(
+                (
+                    band(p, torch.tensor(length, device=p.device)).first[:, None]
+                    + torch.arange(TAPS, device=p.device)
+                ).unique()
+            )
             for p, length in ((p_t[b], int(n[b])), (p_y[b, 0], SIDE), (p_x[b, 0], SIDE))
         )
         touched += channels * (t * y * x + 4 * T_D * H_D * W_D)
