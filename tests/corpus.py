@@ -187,6 +187,8 @@ def add_odd(f: Path, add: Callable[..., None]) -> None:
         late = [i * 4 + 1000 for i in range(N)]
         add(write(f / f"variable rate.{suffix}", times=irregular), N, reader)
         add(write(f / f"late start.{suffix}", options=OPEN_GOP, times=late), N, reader)
+    path = write(f / "variable rate.avi", "mpeg4", FINE, times=irregular)
+    add(path, N, "decord")  # its header counts ticks, of which most have no frame
     add(write(f / "edit list.mp4", hidden=25), N - 25, "pyav", first=25)
     add(write(f / "edit list in a group.mp4", options=CLOSED_GOP, hidden=15), N - 15, first=15)
     add(write(f / "edit list, open.mov", options=OPEN_GOP, hidden=10), N - 10, "pyav", first=10)

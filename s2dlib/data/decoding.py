@@ -66,13 +66,13 @@ class _Packets:
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.n = self.n_held = 0  # of this stream, and up to the last one that holds something
+        self.last = -1  # when that one is decoded, in the stream's time base
         self.times: list[int | None] = []  # when shown, of those that become frames
         self.keys: dict[int | None, int | None] = {}  # of key frames: when shown, when decoded
         self.end = 0.0  # of all streams, seconds
         self.cut = False  # within the last packet
-        hides = (
-            stream.codec_context.codec.canonical_name == "vp8"
-        )  # frames that others are predicted from
+        codec = stream.codec_context.codec.canonical_name
+        hides = codec == "vp8"  # frames that others are predicted from
         begun = container.format.name not in BROADCAST  # which begin within a group of pictures
         one = 1 / float(stream.average_rate or 25)  # seconds a frame, where packets do not tell
         with _complaints() as complaints, suppress(av.FFmpegError):  # n tells what is missing
@@ -92,7 +92,7 @@ class _Packets:
         self.n, self.cut = self.n + 1, packet.is_corrupt
         if packet.size == 0:  # the frame before stays, or the file has lost its end
             return
-        self.n_held = self.n
+        self.n_held, self.last = self.n, max(self.last, -1 if packet.dts is None else packet.dts)
         if shown and not packet.is_discard:  # an edit list hides frames
             self.times.append(packet.pts)
             if packet.is_keyframe:
@@ -157,11 +157,8 @@ class _PyAV:
     def _judge_end(self, claimed: int, seconds: float) -> int:
         """Frames that the file claims and has not; ClipError where it is cut off.
 
-        A count that is a little too high is the rule in old files, and no damage.
-
-        Args:
-            claimed: frames by its header; 0: not said.
-            seconds: its duration by its header; 0: not said.
+        A count that is a little too high is the rule in old files, and no damage. The frames
+        claimed and the seconds are its header's; 0: not said.
         """
         packets, container = self._packets, self.kind[0]
         if container in TIMED and seconds > 0 and self.fps > 0:
@@ -169,10 +166,13 @@ class _PyAV:
             claimed = packets.n_held + (missing if missing > FEW else 0)  # times are rounded
         if not claimed and (container == "asf" or (packets.cut and container not in BROADCAST)):
             raise ClipError(self.path, f"cut off within or after frame {self.n_frames - 1}")
-        claimed = max(claimed, packets.n)
-        lost = claimed - packets.n_held
-        if self._is_much(lost, claimed, damaged=packets.cut):
-            cause = f"cut off: holds {packets.n_held} of the {claimed} frames that it claims"
+        held = packets.n_held
+        lost = max(claimed, packets.n) - held
+        if container == "avi" and packets.last >= held > 0:  # counts ticks, some without a frame
+            ticks = packets.last + 1
+            lost, self.fps = max(0, claimed - ticks) * held // ticks, self.fps * held / ticks
+        if self._is_much(lost, held + lost, damaged=packets.cut):
+            cause = f"cut off: holds {held} of the {held + lost} frames that it claims"
             raise ClipError(self.path, cause)
         return lost
 
