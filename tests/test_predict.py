@@ -348,6 +348,36 @@ def test_videos_of_one_stem_have_pictures_of_their_own(videos, runs, tmp_path, p
     assert asked == ["a.avi"] and (tmp_path / "out" / "a.avi.s2d.mp4").is_file()
 
 
+def test_a_name_too_long_for_pictures_costs_its_own_picture(videos, runs, tmp_path, predict):
+    shutil.copy(videos / "a.mp4", videos / f"{'x' * 246}.mp4")
+    run = ("--checkpoint", runs / "synthetic-a0-0", "--out", tmp_path / "out", "--pictures")
+    for _ in range(2):  # the second time the folder is there
+        assert predict(videos, *run)[0] == 1
+        row = rows_of(tmp_path / "out")[f"{'x' * 246}.mp4"]
+        assert "File name too long" in row["error"] and row["action_1"] != ""
+
+
+def test_a_video_that_cannot_be_opened_and_is_named_as_a_film_is_found(videos, monkeypatch):
+    (videos / "a.s2d.mp4").write_bytes(b"x")
+
+    def refuse(path, pattern):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(predict_module, "contains", refuse)  # root can read everything
+    assert videos / "a.s2d.mp4" in find_videos([videos])
+
+
+def test_a_table_saved_by_a_spreadsheet_goes_on(videos, runs, tmp_path, predict):
+    arguments = (videos, "--checkpoint", runs / "synthetic-a0-0", "--out", tmp_path / "out")
+    (videos / "bad.mp4").unlink()
+    predict(*arguments)
+    path = tmp_path / "out" / "predictions.csv"
+    content = path.read_bytes()
+    path.write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
+    assert "2 of 2 videos are in" in predict(*arguments)[1]
+    assert path.read_bytes() == content and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
 def test_names_in_latin_1_and_of_two_lines_cost_no_row(videos, runs, tmp_path, predict):
     names = [b"stra\xdfe.mp4", b"stra\\xdfe.mp4", b"two\nlines.mp4", "größe.mp4".encode()]
     for name in names:

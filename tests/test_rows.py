@@ -16,7 +16,7 @@ import pytest
 from s2dlib.data.rows import OtherRows, RowTable
 
 COLUMNS = ["path", "error", "value"]
-NAMES = ["plain", "größe, 日本", 'with "quotes"', "two\nlines", "\r", ""]
+NAMES = ["plain", "größe, 日本", 'with "quotes"', "two lines", " ", ""]
 CHILD = """
 import sys
 from pathlib import Path
@@ -32,7 +32,7 @@ def opened(path: Path) -> RowTable:
 def filled(path: Path) -> list[str]:
     """Append NAMES; every path that must be there."""
     table = opened(path)
-    for n, name in enumerate(NAMES):
+    for n, name in enumerate([*NAMES[:3], "two\r\nlines", "\r", ""]):
         table.append({"path": name, "value": n / 3})
         read = pd.read_csv(path, keep_default_na=False)  # valid at any moment
         assert len(read) == n + 1 and read["path"][0] == "plain"
@@ -110,6 +110,29 @@ def test_processes_side_by_side_keep_each_others_rows(tmp_path):
     assert rows == {f"{name}-{n}" for name in "ab" for n in range(100)}
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"\n", b"\r\n"),
+        (b"path,", b"\xef\xbb\xbfpath,"),
+        (b"path,error", b'"path","error"'),
+        (b"plain", b'"plain"'),
+        (b"\nplain", b"\n\n\nplain"),
+        (b",,0\n", b",,0\n\n"),
+    ],
+)
+def test_a_table_that_a_spreadsheet_or_an_editor_has_saved_goes_on(old, new, tmp_path):
+    filled(tmp_path / "rows.csv")
+    content = (tmp_path / "rows.csv").read_bytes()
+    (tmp_path / "rows.csv").write_bytes(content.replace(old, new))
+    table = opened(tmp_path / "rows.csv")
+    assert [row["path"] for row in table.rows] == NAMES
+    assert table.path.read_bytes() == content
+    table.path.write_bytes(content.replace(old, new))  # saved meanwhile
+    table.append({"path": "more"})
+    assert [row["path"] for row in opened(table.path).rows] == [*NAMES, "more"]
+
+
 def test_what_settle_leaves_out_is_gone_from_the_file(tmp_path):
     filled(tmp_path / "rows.csv")
     RowTable(tmp_path / "rows.csv", COLUMNS, lambda rows: rows[1:])
@@ -123,6 +146,8 @@ def test_what_settle_leaves_out_is_gone_from_the_file(tmp_path):
         (b"\xff\xfe binary \x00\n", OtherRows, "expected the columns"),
         (b"path,error,value", OtherRows, "expected the columns"),  # without an end
         (b"path,error,value\na,,1,2\nb,,2\n", ValueError, "row 1: expected 3 fields, got 4"),
+        (b"path,error,value\na,,1\na note\n", ValueError, "row 2: expected 3 fields, got 1"),
+        (b'path,error,value\n"a,,1\nb,,2\n', ValueError, "damaged"),
     ],
 )
 def test_another_file_is_left_as_it_is(content, error, words, tmp_path):

@@ -175,7 +175,14 @@ def test_a_notebook_that_asks_for_a_gpu_sees_one_and_for_several_processes_all(
 
 @pytest.mark.parametrize(
     "text, value",
-    [("3", 3), ("1e-3", 1e-3), ("true", True), ("null", None), ("a0", "a0"), ("[1, 2]", [1, 2])],
+    [
+        ("3", 3),
+        ("1e-3", 1e-3),
+        ("true", True),
+        ("null", None),
+        ("a0", "a0"),
+        ("{a: [1e-3]}", {"a": [1e-3]}),
+    ],
 )
 def test_values_are_read_as_yaml(text, value):
     assert parse_value(text) == value and type(parse_value(text)) is type(value)
@@ -223,7 +230,12 @@ TYPED = {  # parameters of a notebook, and texts that fit
     "lr: float = 0.1": ["1e-3", "60", "0.5", ".inf", "-2E+5"],
     "smoke: bool = False": ["true", "no", "False"],
     "rows: list = []": ["[]", "[a, 1, 1e-3, '1e-3', null, [x]]", "[007, '007', no, 'no', ü]"],
-    "overrides: dict = {}": ["{}", "{epochs: 3, name: 'a, b', lr: 1.0e-05}", "{b: {a: 1}}"],
+    "overrides: dict = {}": [
+        "{}",
+        "{epochs: 3, name: 'a, b', lr: 1.0e-05}",
+        "{b: {a: 1}}",
+        "{lr: '1e-3', b: 1e-3}",
+    ],
     "anything = None": ["null", "3", "a0", "1e-3", "'1e-3'", "[1]", "true"],
 }
 
@@ -341,6 +353,8 @@ def test_only_an_executed_copy_of_that_name_is_replaced(write, tmp_path):
         with pytest.raises(ValueError, match="a file that this command did not make"):
             run_notebook(notebook, path, {})
         assert path.read_bytes() == before
+    with pytest.raises(ValueError, match="-: expected a name that ends in .ipynb"):
+        run_notebook(notebook, "-", {})
     with pytest.raises(ValueError, match="expected a path in UTF-8"):
         run_notebook(notebook, tmp_path / "stra\udcdfe.ipynb", {})
 

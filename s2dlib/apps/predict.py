@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -72,7 +73,9 @@ def _is_drawn(path: Path) -> bool:
     """Whether draw has written a film, or all pictures of a folder."""
     if path.is_dir():
         return not _holds_frames(path)
-    return FILM in path.name and path.is_file() and contains(path, MADE)
+    with suppress(OSError):  # what cannot be read here is a video, whose row will say so
+        return FILM in path.name and path.is_file() and contains(path, MADE)
+    return False
 
 
 def _holds_frames(folder: Path) -> bool:
@@ -271,7 +274,7 @@ def predict_videos(
         table = open_table(model, out, top, paths)
         new = set(unpredicted(table, paths))
         if drawn:
-            new |= {p for p in paths if not all(end.exists() for end in _ends(stems[p], film))}
+            new |= {p for p in paths if not all(map(os.path.exists, _ends(stems[p], film)))}
         todo = [path for path in paths if path in new]
         if n_there := len(paths) - len(todo):
             print(f"{n_there} of {len(paths)} videos are in {as_text(table.path)} already")
@@ -279,7 +282,7 @@ def predict_videos(
         status = _fill(table, rows, len(todo))
         written.insert(0, table.path)
     if written:
-        print("written:", ", ".join(map(as_text, written[:4])), "..." * (len(written) > 4))
+        print("written:", ", ".join([*map(as_text, written[:4]), *["..."] * (len(written) > 4)]))
     return status
 
 

@@ -18,7 +18,7 @@ from s2dlib.model import S2DNet
 from s2dlib.sampler import Theta
 
 TABLE = "predictions.csv"
-BEGIN = rb"\Apath,error,frames,action_1,"  # of every such file
+BEGIN = rb'\A(\xef\xbb\xbf)?"?path"?,"?error"?,"?frames"?,"?action_1"?,'  # of every such file
 
 
 def columns_of(model: S2DNet, top: int) -> list[str]:
@@ -41,12 +41,13 @@ def digest_of(model: S2DNet) -> str:
 
 
 def file_state(path: Path) -> Row:
-    """Its size in bytes, and when it was modified (ns since 1970); nothing where there is none."""
+    """Its size in bytes, and when it was modified, since 1970; nothing where there is none."""
     try:
         state = path.stat()
     except OSError:  # a link to nowhere
         return {"bytes": "", "modified": ""}
-    return {"bytes": str(state.st_size), "modified": str(state.st_mtime_ns)}
+    modified = f"{state.st_mtime_ns} ns"  # of a bare number, a spreadsheet keeps 15 digits
+    return {"bytes": str(state.st_size), "modified": modified}
 
 
 def open_table(model: S2DNet, folder: Path, top: int = 5, inputs: Sequence[Path] = ()) -> RowTable:

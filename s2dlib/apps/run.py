@@ -31,6 +31,19 @@ Known = dict[str, dict[str, Any]]  # parameters of a notebook, as papermill find
 SOCKET_PATH = 107  # bytes a Unix socket's path may have; the name of the socket takes some 20
 
 
+class Loader(yaml.SafeLoader):
+    """Reads YAML 1.1, but takes 1e-3 for a number, wherever it stands."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes what Loader reads."""
+
+
+for kind in (Loader, Dumper):
+    exponent = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z")
+    kind.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
+
+
 def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str, Any]) -> Path:
     """Execute a notebook in its own folder and keep the executed copy, also when a cell fails.
 
@@ -44,7 +57,8 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
 
     Raises:
         ValueError: a name that the cell does not have, a value that is not of its annotated type,
-            or an output that is the notebook itself or no executed copy (files.check_output).
+            or an output that does not end in .ipynb, is the notebook itself, or is no executed copy
+            (files.check_output).
     """
     notebook, output = Path(notebook), Path(output)
     known = inspect_parameters(notebook)
@@ -52,6 +66,8 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
     for path in (notebook, output):
         if not _is_utf8(str(path)):
             raise ValueError(f"{as_text(path)}: expected a path in UTF-8, which the copy will hold")
+    if output.suffix != ".ipynb":  # papermill writes "-" to stdout
+        raise ValueError(f"{as_text(output)}: expected a name that ends in .ipynb")
     end = re.escape(json.dumps(output.name, ensure_ascii=False)[1:].encode())
     check_output(output, [notebook], rb'"output_path": "(?:[^"\n]*/)?' + end)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -139,16 +155,11 @@ def _is_utf8(text: str) -> bool:
 
 
 def parse_value(text: str, annotation: str = "") -> object:
-    """A parameter of some annotated type, as typed: text stays as it is, all else is YAML.
-
-    1e-3, which YAML 1.1 takes for a string, is a number.
-    """
+    """A parameter of some annotated type, as typed: text stays as it is, all else is YAML."""
     if annotation == "str":
         return text
-    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", text):
-        return float(text)
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{text!r} is no YAML: {' '.join(str(error).split())}") from error
 
@@ -217,9 +228,8 @@ def value_text(value: object, annotation: str) -> str:
     """What parse_value makes this value of."""
     if annotation == "str":
         return str(value)
-    text = yaml.safe_dump(value, default_flow_style=True, width=1e9, sort_keys=False)
-    text = text.removesuffix("...\n").strip()
-    return json.dumps(value) if isinstance(value, str) and parse_value(text) != value else text
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=1e9, sort_keys=False)
+    return text.removesuffix("...\n").strip()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,10 +20,10 @@ class OtherRows(ValueError):
 
 
 class RowTable:
-    """Rows of text below a fixed header; valid CSV in UTF-8 at any moment.
+    """Rows of text below a fixed header; valid CSV in UTF-8 at any moment, a line a row.
 
-    A line that a kill has torn is dropped when the table is opened next. Processes side by side may
-    append to one table.
+    A line that a kill has torn is dropped when the table is opened next. A spreadsheet may have
+    saved the file, with other line ends and quotes. Processes side by side may append to one table.
 
     Attributes:
         rows: those that were there when it was opened, and those appended since.
@@ -45,7 +46,7 @@ class RowTable:
         self.settle()
 
     def append(self, row: Mapping[str, object]) -> None:
-        """Write a row at once; columns that it lacks stay empty."""
+        """Write a row at once; columns that it lacks stay empty, line breaks become spaces."""
         texts = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items()}
         texts = dict.fromkeys(self.columns, "") | texts
         with _locked(self.path.parent):
@@ -66,33 +67,27 @@ class RowTable:
     def _parse(self, content: bytes) -> list[Row]:
         if content:
             self._check_header(content)
-        first, end = content.find(b"\n") + 1, content.rfind(b"\n") + 1
-        whole = content[first:end].decode("utf-8", "replace")
+        whole = content[: content.rfind(b"\n") + 1].decode("utf-8-sig", "replace")
         try:
-            lines = list(csv.reader(io.StringIO(whole, newline="")))
+            lines = list(csv.reader(io.StringIO(whole, newline=""), strict=True))[1:]
         except csv.Error as error:
             raise ValueError(f"{as_text(self.path)}: damaged ({error}); move it") from error
-        n = len(self.columns)
-        if lines and len(lines[-1]) < n:  # torn at the end of a line within a field
-            lines.pop()
-        if wrong := [i for i, fields in enumerate(lines, 1) if len(fields) != n]:
-            where = f"{as_text(self.path)}, row {wrong[0]}"
-            raise ValueError(f"{where}: expected {n} fields, got {len(lines[wrong[0] - 1])}")
-        return [dict(zip(self.columns, fields, strict=True)) for fields in lines]
+        for i, fields in enumerate(lines, 1):
+            if len(fields) not in (0, len(self.columns)):
+                expected = f"expected {len(self.columns)} fields, got {len(fields)}"
+                raise ValueError(f"{as_text(self.path)}, row {i}: {expected}; mend or move it")
+        return [dict(zip(self.columns, fields, strict=True)) for fields in lines if fields]
 
     def _check_header(self, content: bytes) -> None:
-        if not content.startswith(self._text(self.columns).encode()):
+        first, end, _ = content.partition(b"\n")
+        if not end or [*csv.reader([first.decode("utf-8-sig", "replace")])] != [self.columns]:
             raise OtherRows(f"{as_text(self.path)}: expected the columns {', '.join(self.columns)}")
 
     def _text(self, *lines: Iterable[str]) -> str:
         """Lines of the file."""
         text = io.StringIO()
-        for line in map(list, lines):
-            csv.writer(  # which leaves \r bare where it does not end a line
-                text,
-                lineterminator="\n",
-                quoting=csv.QUOTE_ALL if "\r" in "".join(line) else csv.QUOTE_MINIMAL,
-            ).writerow(line)
+        flat = ([re.sub(r"[\r\n]+", " ", value) for value in line] for line in lines)
+        csv.writer(text, lineterminator="\n").writerows(flat)
         return text.getvalue().encode("utf-8", "backslashreplace").decode()
 
 
