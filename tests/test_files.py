@@ -131,7 +131,22 @@ def test_a_folder_has_any_one_name(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["", " ", ".", "..", "a/b", "/a", "a/", "a\\b", "a\0", "a\nb", "stra\udcdfe"]
+    "name",
+    [
+        "",
+        " ",
+        ".",
+        "..",
+        "a/b",
+        "/a",
+        "a/",
+        "a\\b",
+        "a\0",
+        "a\nb",
+        "stra\udcdfe",
+        "a" * 256,
+        "é" * 128,
+    ],
 )
 def test_what_is_no_folders_name_is_refused(name):
     with pytest.raises(ValueError, match="expected the name of one folder"):

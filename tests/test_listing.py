@@ -32,6 +32,12 @@ def test_links_are_followed_and_a_loop_ends(tmp_path):
     assert found[-1] == "train/wave/a.mp4" and len(found) <= 2
 
 
+def test_a_link_to_itself_is_a_file_that_cannot_be_read_and_ends_nothing(tmp_path):
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "b.mp4").symlink_to(tmp_path / "b.mp4")
+    assert list_videos(tmp_path) == ["a.mp4", "b.mp4"]
+
+
 def test_what_a_reader_opens_is_a_video_whatever_its_suffix_and_the_rest_is_counted(
     tmp_path, make_video
 ):

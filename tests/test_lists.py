@@ -213,3 +213,8 @@ def test_a_file_tells_its_split_by_a_word_of_its_name(write, name, split):
     else:
         with pytest.raises(ValueError, match="its name tells no split"):
             read_list([path])
+
+
+def test_diving48_names_its_videos_in_a_column_of_its_own(write):
+    path = write("train.json", '[{"vid_name": "a_00001", "label": 2, "end_frame": 9}]')
+    assert [(row.names, row.label) for row in read_list([path])] == [(("a_00001",), 2)]

@@ -67,8 +67,12 @@ def folder_name(name: str) -> str:
     Raises:
         ValueError: it is empty, a path, or holds what cannot be printed.
     """
-    if not name.strip(" .") or not name.isprintable() or set(name) & set("/\\"):
-        raise ValueError(f"expected the name of one folder, not empty and without /, got {name!r}")
+    fits = name.isprintable() and len(os.fsencode(name)) <= 255
+    if not name.strip(" .") or not fits or set(name) & set("/\\"):
+        raise ValueError(
+            f"expected the name of one folder, not empty, without / and of 255 bytes at most, "
+            f"got {name!r}"
+        )
     return name
 
 

@@ -69,7 +69,7 @@ def list_folder(folder: str | Path) -> Listing:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if not entry.is_dir():
+                if not os.path.isdir(entry.path):  # unlike entry.is_dir(), of a loop of links too
                     names.append(entry.name)
                     continue
                 target = os.path.realpath(entry.path) if entry.is_symlink() else ""

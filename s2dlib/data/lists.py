@@ -29,7 +29,7 @@ CLIP = re.compile(r"(?:^|[/\\])([\w-]{11})(_\d{6}_\d{6})(?:\.\w+)?$")  # of Kine
 HMDB51 = re.compile(r"(.+)_test_split\d\.txt")
 PATH_COLUMNS = (
     *("file_name", "path", "video_path", "video", "filename", "filepath", "file"),
-    *("video_name", "video_id", "clip"),
+    *("video_name", "video_id", "vid_name", "clip"),
 )
 LABEL_COLUMNS = ("label", "class", "action", "category", "label_name", "class_name")
 
