@@ -67,3 +67,17 @@ def test_public_names_are_shown_and_each_is_there():
     assert all(getattr(s2dlib, name) is not None for name in names)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         s2dlib.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_files_and_functions_keep_to_their_limits_of_length(module):
+    text = MODULES[module].read_text()
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
+    assert len(text.splitlines()) <= 350
+    lengths = {f.name: (f.end_lineno or 0) - f.lineno + 1 for f in functions}
+    assert {name: n for name, n in lengths.items() if n > 50} == {}
+
+
+def test_the_method_keeps_to_its_limit_of_length():
+    top = [path for path in PACKAGE.glob("*.py") if not path.name.startswith("__")]
+    assert sum(len(path.read_text().splitlines()) for path in top) <= 1300

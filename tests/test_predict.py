@@ -433,9 +433,9 @@ def test_a_table_of_nothing_and_a_folder_that_is_a_file_are_errors_in_a_line(
 ):
     run = runs / "synthetic-a0-0"
     message, *_ = predict(videos / "a.mp4", "--checkpoint", run, "--top", 0)
-    assert message == "error: --top must be >= 1, got 0"
+    assert message == "error: --top must be >= 1 and --timeout > 0 seconds, got 0 and None"
     message, *_ = predict(videos / "a.mp4", "--checkpoint", run, "--timeout", "nan")
-    assert message == "error: --timeout must be > 0 seconds, got nan"
+    assert message == "error: --top must be >= 1 and --timeout > 0 seconds, got 5 and nan"
     message, *_ = predict(videos / "a.mp4", "--checkpoint", run, "--out", videos / "bad.mp4")
     assert message.startswith("error: ") and "bad.mp4" in message
 

@@ -252,10 +252,8 @@ def predict_videos(
     Returns:
         The exit status: 1 where a video could not be read or drawn, 130 after Ctrl-C.
     """
-    if top < 1:
-        raise ValueError(f"--top must be >= 1, got {top}")
-    if timeout is not None and not timeout > 0:
-        raise ValueError(f"--timeout must be > 0 seconds, got {timeout:g}")
+    if top < 1 or (timeout is not None and not timeout > 0):
+        raise ValueError(f"--top must be >= 1 and --timeout > 0 seconds, got {top} and {timeout}")
     paths = find_videos(videos)
     model = S2DNet.from_pretrained(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -272,10 +270,7 @@ def predict_videos(
         status = _print_verdict(model, predictions(model, paths, top, device, timeout, drawn), top)
     else:
         table = open_table(model, out, top, paths)
-        new = set(unpredicted(table, paths))
-        if drawn:
-            new |= {p for p in paths if not all(map(os.path.exists, _ends(stems[p], film)))}
-        todo = [path for path in paths if path in new]
+        todo = _unfinished(table, {p: _ends(stems[p], film) if drawn else [] for p in paths})
         if n_there := len(paths) - len(todo):
             print(f"{n_there} of {len(paths)} videos are in {as_text(table.path)} already")
         rows = predictions(model, todo, top, device, timeout, drawn)
@@ -284,6 +279,12 @@ def predict_videos(
     if written:
         print("written:", ", ".join([*map(as_text, written[:4]), *["..."] * (len(written) > 4)]))
     return status
+
+
+def _unfinished(table: RowTable, drawn: dict[Path, list[Path]]) -> list[Path]:
+    """Of videos, each with its picture and film: those that lack their row or one of these."""
+    new = set(unpredicted(table, list(drawn)))
+    return [p for p, files in drawn.items() if p in new or not all(map(os.path.exists, files))]
 
 
 def _print_verdict(model: S2DNet, rows: Iterator[Prediction], top: int) -> int:

@@ -64,12 +64,10 @@ def make_index(
                 f"in {other.split} by {other.where}; one of the two must go"
             )
     if not any(found):
-        expected = [name for row in rows[:2] for name in row.names] or ["no row with a label"]
-        there = [*videos[:3], *notes] or ["no video file, nor a folder of frames"]
-        raise ValueError(
-            f"{folder}: nothing found; expected names like {', '.join(expected)}; "
-            f"there: {', '.join(there)}"
-        )
+        names = [name for row in rows[:2] for name in row.names] or ["no row with a label"]
+        expected = ", ".join(names)
+        there = ", ".join([*videos[:3], *notes] or ["no video file, nor a folder of frames"])
+        raise ValueError(f"{folder}: nothing found; expected names like {expected}; there: {there}")
     if len(table) < len(rows):
         notes.append(f"{len(rows) - len(table)} rows repeat another one: dropped")
     if n := len(ambiguous):
