@@ -69,7 +69,7 @@ def list_folder(folder: str | Path) -> Listing:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if not os.path.isdir(entry.path):  # unlike entry.is_dir(), of a loop of links too
+                if not _is_folder(entry):
                     names.append(entry.name)
                     continue
                 target = os.path.realpath(entry.path) if entry.is_symlink() else ""
@@ -149,6 +149,14 @@ class _Found:
                 f"left out, being optical flow: {_some(sorted(self.flow_folders), 'folder')}"
             )
         return notes
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, without asking for each file by itself; a loop of links is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _suffix(name: str) -> str:
