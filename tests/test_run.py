@@ -177,6 +177,8 @@ def test_a_notebook_that_asks_for_a_gpu_sees_one_and_for_several_processes_all(
     "text, value",
     [
         ("3", 3),
+        ("010", 10),  # not octal
+        ("[12:30, 0x10, 1_000]", ["12:30", "0x10", "1_000"]),
         ("1e-3", 1e-3),
         ("true", True),
         ("null", None),

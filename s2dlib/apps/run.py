@@ -32,13 +32,19 @@ SOCKET_PATH = 107  # bytes a Unix socket's path may have; the name of the socket
 
 
 class Loader(yaml.SafeLoader):
-    """Reads YAML 1.1, but takes 1e-3 for a number, wherever it stands."""
+    """Reads YAML 1.1, but 1e-3 is a number, and integers are decimal: 010 is 10, 12:30 a text."""
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int | str:
+        """The number, where there are digits alone."""
+        text = str(self.construct_scalar(node))
+        return int(text) if re.fullmatch(r"[-+]?\d+", text) else text
 
 
 class Dumper(yaml.SafeDumper):
     """Writes what Loader reads."""
 
 
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_integer)
 for kind in (Loader, Dumper):
     exponent = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z")
     kind.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
