@@ -59,7 +59,7 @@ def fit_in_processes(
     tensorboard_option = ["--tensorboard"] if tensorboard else []
     launch([str(run_dir), "--device", device.type, *tensorboard_option], processes)
     model.load_state_dict(load_file(run_dir / WEIGHTS))
-    history = pd.read_csv(run_dir / "history.csv", float_precision="round_trip")
+    history = pd.read_csv(run_dir / "history.csv")
     rows = history.to_dict("records")
     return [{str(k): v for k, v in row.items() if pd.notna(v)} for row in rows]
 
