@@ -168,7 +168,6 @@ def test_the_time_granted_to_a_file_can_be_set_wherever_files_are_read(config, t
     path, short = tmp_path / "a.mp4", replace(config, timeout=1e-6)
     reads = [
         lambda: load_clip(path, timeout=1e-6),
-        lambda: load_views(path, config, timeout=1e-6),
         lambda: load_views(path, short),
         lambda: VideoDataset(short, "train", train=False)[0],
         lambda: VideoDataset(replace(short, cache=str(tmp_path / "x")), "train", train=False)[0],

@@ -329,11 +329,12 @@ def test_a_run_has_the_name_that_was_typed():
 
 
 @pytest.mark.parametrize(
-    "name", ["work/nb.ipynb", "work/../work/nb.ipynb", "soft.ipynb", "hard.ipynb"]
+    "name", ["work/nb.ipynb", "new/../work/nb.ipynb", "soft.ipynb", "hard.ipynb"]
 )
 def test_the_executed_copy_is_never_the_notebook_itself(name, write, tmp_path):
     notebook = write(FACTS)
     before = notebook.read_bytes()
+    (tmp_path / "new").mkdir()
     (tmp_path / "soft.ipynb").symlink_to(notebook)
     (tmp_path / "hard.ipynb").hardlink_to(notebook)
     with pytest.raises(ValueError, match="is read here and would be replaced"):

@@ -115,12 +115,11 @@ def load_clip(
     return read_frames(path, choose, short_side, timeout).transpose(0, 1)
 
 
-def load_views(path: str | Path, config: DataConfig, timeout: float | None = None) -> Tensor:
+def load_views(path: str | Path, config: DataConfig) -> Tensor:
     """The clip of a video as testing takes it: centred, and its crops (Sec. 4.1).
 
     Args:
         config: of the model that is to see it (model.data), but for min_frames.
-        timeout: seconds without progress granted to the file; None: config.timeout.
 
     Returns:
         Raw frames I of each of the test_crops views, uint8. (V, C, T, H, W)
@@ -129,8 +128,9 @@ def load_views(path: str | Path, config: DataConfig, timeout: float | None = Non
         ClipError: the video cannot be read.
     """
     config = replace(config, min_frames=1)
-    timeout = timeout or config.timeout
-    frames = read_frames(path, lambda n: choose_frames(n, config), config.short_side, timeout)
+    frames = read_frames(
+        path, lambda n: choose_frames(n, config), config.short_side, config.timeout
+    )
     if config.gray:
         frames = rgb_to_grayscale(frames)
     H, W = frames.shape[-2:]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # Which frames: by index, or a function from the frame count to indices; None: all.
 Wanted: TypeAlias = Sequence[int] | Callable[[int], Sequence[int]] | None
+log = logging.getLogger(__name__)
 TIMEOUT = 60.0  # seconds without progress granted to a file
 MAX_FILES = 500  # that a child reads before a new one takes over: what decord leaks stays bounded
 
@@ -116,7 +117,7 @@ def _tell(path: str | Path, info: VideoInfo) -> None:
     if info.lost and str(path) not in _told:
         _told.add(str(path))
         text = "%s: %d of the %d frames that it claims decode; it is taken to be so long"
-        logging.warning(text, path, info.n_frames, info.n_frames + info.lost)
+        log.warning(text, path, info.n_frames, info.n_frames + info.lost)
 
 
 def probe(path: str | Path, timeout: float = TIMEOUT) -> VideoInfo:
