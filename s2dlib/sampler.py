@@ -143,6 +143,25 @@ def anchored_zoom(anchor: Tensor, zoom: Tensor, full: Tensor | float) -> tuple[T
     return anchor + zoom * (0.5 - anchor), zoom * full
 
 
+def centred_zoom(centre: Tensor, zoom: Tensor, full: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Shrink the uniform grid around a centre, moved as far as the window would leave the clip.
+
+    Unlike an anchor, which a window leaves by s times its distance from the middle, the centre of
+    a small window is where it is asked to be (docs/decisions.md, D8).
+
+    Args:
+        centre: fraction of the axis. (...,)
+        others: as in anchored_zoom.
+
+    Returns:
+        mu (...,) and delta (...,).
+    """
+    return torch.minimum(torch.maximum(centre, zoom / 2), 1 - zoom / 2), zoom * full
+
+
+ZOOMS = {"anchored": anchored_zoom, "centred": centred_zoom}
+
+
 def uniform_times(n_frames: Tensor, T_S: int) -> Tensor:
     """The frames at the centres of T_S equal segments of each clip. (B,) -> (B, T_S) int64"""
     z = torch.arange(T_S, device=n_frames.device)  # (T_S,)

@@ -9,14 +9,15 @@ import math
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2dlib.backbones.base import Backbone
 from s2dlib.config import ModelConfig, Size
 from s2dlib.sampler import (
+    ZOOMS,
     Extent,
     Theta,
-    anchored_zoom,
     frozen_theta,
     grid_centres,
     log_stride_bounds,
@@ -54,7 +55,9 @@ class FcHead(nn.Module):
         """The weights of the strides alone, which a recipe may hold: none, they share layers."""
         return []
 
-    def forward(self, h: Tensor, frozen: Theta, extent: Extent) -> Theta:
+    def forward(
+        self, h: Tensor, frozen: Theta, extent: Extent, motion: Tensor | None = None
+    ) -> Theta:
         """h: features of f_theta's convolutions. (B, C, T_S, h, w). Returns theta."""
         (T_D, H_D, W_D), n = self.detail_size, extent.n_frames
         h = h.flatten(1)
@@ -94,14 +97,15 @@ class AttentionHead(nn.Module):
     Eq. 4.
     """
 
-    # Zoom at the first step; 1 is the uniform grid, at which an anchor moves nothing.
-    START_T, START_YX = 0.5, 0.8
     SHARPNESS = 4.0  # of the soft-argmax, so that small weights already move it
 
     def __init__(self, config: ModelConfig, features: tuple[int, int, int, int]) -> None:
         super().__init__()
         C = features[0]
         self.detail_size = config.detail_size
+        # Zooms at the first step; 1 is the uniform grid, at which an anchor moves nothing.
+        self.start_zoom = config.start_zoom
+        self.window = ZOOMS[config.window]
         self.time_score = nn.Linear(2 * C, 1, bias=False) if config.sample_time else None
         # What changes over a clip is small beside what tells clips apart, and it is all that an
         # attention over time can see: it is brought to unit variance.
@@ -109,6 +113,9 @@ class AttentionHead(nn.Module):
         self.time_zoom = nn.Linear(2 * C, 1) if config.sample_time else None
         self.space_score = nn.Linear(C, 1, bias=False) if config.sample_space else None
         self.space_zoom = nn.Linear(2 * C, 2) if config.sample_space else None
+        self.motion_gain: nn.Parameter | None = None
+        if config.sample_space and config.motion_gain:
+            self.motion_gain = nn.Parameter(torch.tensor(config.motion_gain))
         for layer in (self.time_score, self.time_zoom, self.space_score, self.space_zoom):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=0.01)
@@ -121,8 +128,16 @@ class AttentionHead(nn.Module):
         layers = [layer for layer in (self.time_zoom, self.space_zoom) if layer is not None]
         return [p for layer in layers for p in layer.parameters()]
 
-    def forward(self, h: Tensor, frozen: Theta, extent: Extent) -> Theta:
-        """h: features of f_theta's convolutions. (B, C, T_S, h, w). Returns theta."""
+    def forward(
+        self, h: Tensor, frozen: Theta, extent: Extent, motion: Tensor | None = None
+    ) -> Theta:
+        """Theta of each clip.
+
+        Args:
+            h: features of f_theta's convolutions. (B, C, T_S, h, w)
+            frozen: theta, where it is not learned.
+            motion: motion_map of V, where the attention over space starts on it. (B, h, w)
+        """
         (T_D, H_D, W_D), n = self.detail_size, extent.n_frames
         pooled = torch.cat((h.mean((3, 4)), h.amax((3, 4))), dim=1).transpose(1, 2)  # (B, T_S, 2C)
         theta = frozen
@@ -133,23 +148,43 @@ class AttentionHead(nn.Module):
             weights = score.float().softmax(dim=1)  # (B, T_S, 1)
             anchor = (weights[..., 0] * centres_of(h.shape[2], h)).sum(1)  # (B,)
             raw = self.time_zoom((pooled * weights).sum(1))[:, 0].float()  # (B,)
-            zoom = bounded_zoom(raw, n / T_D, self.START_T)
-            mu_t, delta_t = anchored_zoom(anchor, zoom, n / T_D)
+            zoom = bounded_zoom(raw, n / T_D, self.start_zoom[0])
+            mu_t, delta_t = self.window(anchor, zoom, n / T_D)
             theta = replace(theta, mu_t=mu_t, delta_t=delta_t)
         if self.space_score and self.space_zoom:
             score = self.space_score(h.movedim(1, -1))[..., 0].float()  # (B, T_S, h, w)
+            if self.motion_gain is not None and motion is not None:
+                score = score + self.motion_gain * motion[:, None]
             weights = (self.SHARPNESS * score).flatten(2).softmax(-1).view_as(score)
             a_y = (weights.sum(3) * centres_of(h.shape[3], h)).sum(2)  # (B, T_S)
             a_x = (weights.sum(2) * centres_of(h.shape[4], h)).sum(2)  # (B, T_S)
             raw_y, raw_x = self.space_zoom(pooled).float().unbind(2)  # (B, T_S)
             at = grid_centres(theta.mu_t, theta.delta_t, T_D, n).detach() / n[:, None]  # (B, T_D)
             a_y, a_x, raw_y, raw_x = (interpolate(v, at) for v in (a_y, a_x, raw_y, raw_x))
-            zoom_y = bounded_zoom(raw_y, extent.height / H_D, self.START_YX)
-            zoom_x = bounded_zoom(raw_x, extent.width / W_D, self.START_YX)
-            mu_y, delta_y = anchored_zoom(a_y, zoom_y, extent.height / H_D)
-            mu_x, delta_x = anchored_zoom(a_x, zoom_x, extent.width / W_D)
+            zoom_y = bounded_zoom(raw_y, extent.height / H_D, self.start_zoom[1])
+            zoom_x = bounded_zoom(raw_x, extent.width / W_D, self.start_zoom[1])
+            mu_y, delta_y = self.window(a_y, zoom_y, extent.height / H_D)
+            mu_x, delta_x = self.window(a_x, zoom_x, extent.width / W_D)
             theta = replace(theta, mu_y=mu_y, mu_x=mu_x, delta_y=delta_y, delta_x=delta_x)
         return theta
+
+
+@torch.no_grad()
+def motion_map(synopsis_frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where V moves: mean absolute difference of successive frames, over an eighth of the side.
+
+    Args:
+        synopsis_frames: V. (B, 3, T_S, H_S, W_S)
+        size: (h, w) of the features.
+
+    Returns:
+        At the positions of the features, of zero mean and unit variance in each clip. (B, h, w)
+    """
+    change = synopsis_frames.mean(1).diff(dim=1).abs().mean(1, keepdim=True)  # (B, 1, H_S, W_S)
+    side = change.shape[-1] // 8 // 2 * 2 + 1
+    change = F.avg_pool2d(change, side, 1, side // 2, count_include_pad=False)
+    change = F.adaptive_avg_pool2d(change, size)  # (B, 1, h, w)
+    return F.layer_norm(change, change.shape[1:])[:, 0]
 
 
 def bounded_zoom(raw: Tensor, full: Tensor | float, start: float) -> Tensor:
@@ -204,16 +239,29 @@ class ThetaHead(nn.Module):
         )
         self.branches: FcHead | AttentionHead = HEADS[config.theta_head](config, (C, T_S, h, w))
 
-    def forward(self, features: Tensor, mask: Tensor, frozen: Theta, extent: Extent) -> Theta:
-        """features: e (B, C_S, T_S, h, w); mask: s (B, N); frozen: theta where not learned.
+    def forward(
+        self,
+        features: Tensor,
+        mask: Tensor,
+        frozen: Theta,
+        extent: Extent,
+        motion: Tensor | None = None,
+    ) -> Theta:
+        """Eq. 4.
 
         In the precision of the weights also under autocast: in bfloat16, whose step below 1 is
         1/256, a centre would lie on a grid of about one raw pixel (authors' release: float32, too).
+
+        Args:
+            features: e. (B, C_S, T_S, h, w)
+            mask: s. (B, N)
+            frozen: theta, where it is not learned.
+            motion: motion_map of V. (B, h, w)
         """
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(next(self.parameters()).dtype)
             h = self.convolutions(torch.cat((features, expand_like(mask, features)), dim=1))
-            return self.branches(h, frozen, extent)
+            return self.branches(h, frozen, extent, motion)
 
 
 class ContextHead(nn.Module):
@@ -271,7 +319,8 @@ class SNet(nn.Module):
         theta = frozen_theta(extent, config.detail_size, config.frozen_space, config.frozen_zoom)
         if self.theta_head is not None:  # Eq. 4
             e = features.detach() if config.detach_theta else features
-            theta = self.theta_head(e, mask, theta, extent)
+            motion = motion_map(synopsis_frames, e.shape[-2:]) if config.motion_gain else None
+            theta = self.theta_head(e, mask, theta, extent, motion)
         return logits, mask, theta, context
 
 

@@ -20,6 +20,7 @@ from s2dlib.data.annotations import (
     read_mini_kinetics,
     read_something,
 )
+from s2dlib.data.grid import WORDS, add_moments, read_grid
 from s2dlib.data.index import Row, make_index, missing_of, write_index
 from s2dlib.presets import PRESETS
 
@@ -58,6 +59,7 @@ FORMATS = {
         "videos",
         "--annotations train=a.txt val=b.txt --videos DIR --out data/mine/mine.csv",
     ),
+    "grid": Format(read_grid, "grid", "--videos DIR --alignments DIR --word digit"),
     "folders": Format(read_folders, "videos", "--videos DIR --out data/mine/mine.csv"),
 }
 
@@ -74,8 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             epilog=f"example:\n  s2d index {name} {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name == "folders":
-            sub.add_argument("--fractions", nargs=3, type=float, default=(0.8, 0.1, 0.1))
+        if name in ("folders", "grid"):
+            default = inspect.signature(reader).parameters["fractions"].default
+            sub.add_argument("--fractions", nargs=3, type=float, default=default)
             sub.add_argument("--seed", type=int, default=0)
         else:
             sub.add_argument(
@@ -85,6 +88,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "mini-kinetics":
             words = "Kinetics-400's own CSVs, for lists of ids"
             sub.add_argument("--kinetics", nargs="+", metavar="FILE", help=words)
+        if name == "grid":
+            sub.add_argument("--word", choices=WORDS, default="digit", help="what is the class")
+            words = "a folder above bbaf2n.align, ...: when the word is spoken"
+            sub.add_argument("--alignments", metavar="DIR", help=words)
         words = "class names in their order: one a line, or JSON name -> index"
         sub.add_argument("--classes", required=name.startswith("ssv"), metavar="FILE", help=words)
         sub.add_argument("--videos", required=True, metavar="DIR", help="a folder above all videos")
@@ -100,6 +107,8 @@ def index_videos(args: argparse.Namespace) -> None:
     classes = read_classes(args.classes) if args.classes else None
     rows = reader(**{name: getattr(args, name) for name in inspect.signature(reader).parameters})
     table, notes = make_index(rows, args.videos, classes)
+    if args.format == "grid" and args.alignments:
+        table = add_moments(table, args.alignments, args.word)
     index = write_index(table, args.videos, args.out, args.replace)
     print(summary(table).to_string(), *notes, sep="\n")
     found = table[table["path"].notna()]

@@ -153,13 +153,14 @@ def read_folders(
         if len(path.parts) < 2 + has_splits:
             layout = "<split>/<class>/<video>" if has_splits else "<class>/<video>"
             raise ValueError(f"{where}: expected {layout} below {videos}")
-        hashed = _hash_split(f"{seed}/{path.as_posix()}", fractions)
+        hashed = hash_split(f"{seed}/{path.as_posix()}", fractions)
         split = SPLITS[path.parts[0].lower()] if has_splits else hashed
         rows.append(Row((str(path),), path.parts[has_splits], split, where))
     return rows
 
 
-def _hash_split(text: str, fractions: Sequence[float]) -> str:
+def hash_split(text: str, fractions: Sequence[float]) -> str:
+    """The split of a text, always the same, whatever other ones there are."""
     u = int.from_bytes(hashlib.sha1(text.encode()).digest()[:8]) / 2**64  # uniform in [0, 1)
     return "train" if u < fractions[0] else "val" if u < sum(fractions[:2]) else "test"
 

@@ -60,7 +60,7 @@ def _locations(model: S2DNet, batch: Batch) -> pd.DataFrame:
     if truth is not None:
         p_t = grid_centres(theta.mu_t, theta.delta_t, size[0], n)  # (B, T_D)
         known = {
-            **dict(zip(TRUTH, truth.unbind(1), strict=True)),
+            **dict(zip(TRUTH, truth.unbind(1), strict=False)),  # the first two, or all
             **distance_to_truth(theta, truth, Extent(n, H, W), size),
             "nearest_t": (p_t.gather(1, z)[:, 0] - moment).abs(),
         }
@@ -160,7 +160,7 @@ def controls(
 
     Returns:
         Percent: top1_mean, top1_shuffled, top1_uniform, and, where the truth is known, top1_truth
-        (centres on the detail, the model's own strides).
+        (centres on the detail, as far as they are known, all else the model's own).
     """
     device, n = torch.device(device), 0
     model.to(device).eval()
@@ -199,9 +199,13 @@ def _exchanged_thetas(
 
     def true_centres(batch: Batch) -> Theta:
         theta, (H, W) = of_batch(own, batch), batch["frames"].shape[-2:]
-        t, _, _, y, x = batch["truth"].unbind(1)  # (B,) each
+        t, truth = batch["truth"][:, 0], batch["truth"]  # (B,), (B, 2 or 5)
+        theta = replace(theta, mu_t=t / batch["n_frames"])
+        if truth.shape[1] == 2:
+            return theta
+        y, x = truth[:, 3:].unbind(1)  # (B,) each
         mu_y, mu_x = (v[:, None].expand_as(theta.mu_y) for v in (y / H, x / W))
-        return replace(theta, mu_t=t / batch["n_frames"], mu_y=mu_y, mu_x=mu_x)
+        return replace(theta, mu_y=mu_y, mu_x=mu_x)
 
     exchanged: dict[str, Callable[[Batch], Theta]] = {
         "mean": partial(of_batch, mean),
