@@ -59,12 +59,14 @@ class ModelConfig(Config):
     # "crop": centre crop at stride 1 (Sec. 4.3); "full": whole frame
     frozen_space: Literal["crop", "full"] = "crop"
     frozen_zoom: tuple[Share, Share] = (1.0, 1.0)  # frozen strides / full coverage: time, space
+    frozen_at: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)  # its middle: time, height, width
     # What the attention names: the point that a zoom leaves where it is, or a window's centre (D8)
     window: Literal["anchored", "centred"] = "anchored"
     # The zooms s of the attention head at the first step: time, space (D8)
     start_zoom: tuple[Share, Share] = (0.5, 0.8)
-    # The attention over space starts on what moves, this sharply; 0: anywhere, without this input
-    motion_gain: Annotated[float, Field(ge=0)] = 0.0
+    # Where the attention looks at first: at nothing in particular, or at what moves
+    start: Literal["uniform", "motion"] = "uniform"
+    start_shift: float = 0.0  # how much later than the moment of motion, fraction of the clip
     fuse_context: Bool = True  # lateral fusion of m after res3 and res4 (Eq. 9)
     filters: Literal["gaussian", "linear"] = "gaussian"  # (Sec. 3.2)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # before both classifiers (release)
@@ -75,8 +77,8 @@ class ModelConfig(Config):
             raise ValueError(f"k must lie in [1, n_classes={self.n_classes}], got {self.k}")
         if self.snet is None and self.dnet is None:
             raise ValueError("snet and dnet are both None: at least one network is needed")
-        if self.theta_head == "fc" and (self.motion_gain or self.window != "anchored"):
-            raise ValueError("motion_gain and window are of theta_head='attention', got 'fc'")
+        if self.theta_head == "fc" and (self.start, self.window) != ("uniform", "anchored"):
+            raise ValueError("start and window are of theta_head='attention', got 'fc'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +117,9 @@ class DataConfig(Config):
 
 
 # "model": as the row says. "frozen": as rows without sampling. "random": windows that know nothing
-# of the clip, which teach DNet to read at any zoom (D9). "motion": small windows around the place
-# that moves most, at random moments. "truth": on the detail, where it is known; of a detail known
-# in time alone, on what moves at that time.
+# of the clip, which teach DNet to read at any zoom (D9). "motion": around what moves, as large and
+# as much later as the attention starts (start_zoom, start_shift). "truth": on the detail, where it
+# is known; of a detail known in time alone, on what moves at that time.
 ThetaSource = Literal["model", "frozen", "random", "motion", "truth"]
 
 

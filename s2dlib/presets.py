@@ -182,8 +182,9 @@ _GRID_MODEL = ModelConfig(
     theta_dim=16,
     theta_head="attention",
     window="centred",
-    start_zoom=(0.5, 0.3),
-    motion_gain=2.0,
+    start="motion",
+    start_zoom=(0.25, 0.25),
+    start_shift=0.125,  # eight frames
     frozen_space="full",
     dropout=0.2,
 )

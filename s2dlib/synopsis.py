@@ -9,7 +9,6 @@ import math
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2dlib.backbones.base import Backbone
@@ -56,7 +55,11 @@ class FcHead(nn.Module):
         return []
 
     def forward(
-        self, h: Tensor, frozen: Theta, extent: Extent, motion: Tensor | None = None
+        self,
+        h: Tensor,
+        frozen: Theta,
+        extent: Extent,
+        motion: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> Theta:
         """h: features of f_theta's convolutions. (B, C, T_S, h, w). Returns theta."""
         (T_D, H_D, W_D), n = self.detail_size, extent.n_frames
@@ -98,6 +101,8 @@ class AttentionHead(nn.Module):
     """
 
     SHARPNESS = 4.0  # of the soft-argmax, so that small weights already move it
+    # Of the attention that starts on motion, in positions of e: what is learned moves it so far.
+    SPREAD_T, SPREAD_YX = 3.0, 1.0
 
     def __init__(self, config: ModelConfig, features: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -113,9 +118,9 @@ class AttentionHead(nn.Module):
         self.time_zoom = nn.Linear(2 * C, 1) if config.sample_time else None
         self.space_score = nn.Linear(C, 1, bias=False) if config.sample_space else None
         self.space_zoom = nn.Linear(2 * C, 2) if config.sample_space else None
-        self.motion_gain: nn.Parameter | None = None
-        if config.sample_space and config.motion_gain:
-            self.motion_gain = nn.Parameter(torch.tensor(config.motion_gain))
+        self.shift: nn.Parameter | None = None
+        if config.sample_time and config.start == "motion":
+            self.shift = nn.Parameter(torch.tensor(config.start_shift))
         for layer in (self.time_score, self.time_zoom, self.space_score, self.space_zoom):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=0.01)
@@ -129,14 +134,18 @@ class AttentionHead(nn.Module):
         return [p for layer in layers for p in layer.parameters()]
 
     def forward(
-        self, h: Tensor, frozen: Theta, extent: Extent, motion: Tensor | None = None
+        self,
+        h: Tensor,
+        frozen: Theta,
+        extent: Extent,
+        motion: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> Theta:
         """Theta of each clip.
 
         Args:
             h: features of f_theta's convolutions. (B, C, T_S, h, w)
             frozen: theta, where it is not learned.
-            motion: motion_map of V, where the attention over space starts on it. (B, h, w)
+            motion: t, y, x of find_motion, where the attention starts on it. (B,) each
         """
         (T_D, H_D, W_D), n = self.detail_size, extent.n_frames
         pooled = torch.cat((h.mean((3, 4)), h.amax((3, 4))), dim=1).transpose(1, 2)  # (B, T_S, 2C)
@@ -145,17 +154,23 @@ class AttentionHead(nn.Module):
             change = pooled - pooled.mean(dim=1, keepdim=True)  # (B, T_S, 2C)
             change = self.time_norm(change.flatten(0, 1)).view_as(change)
             score = self.SHARPNESS * self.time_score(change)  # (B, T_S, 1)
+            if motion is not None:
+                score = score + bump(motion[0], h.shape[2], self.SPREAD_T)[..., None]
             weights = score.float().softmax(dim=1)  # (B, T_S, 1)
             anchor = (weights[..., 0] * centres_of(h.shape[2], h)).sum(1)  # (B,)
+            anchor = anchor if self.shift is None else anchor + self.shift
             raw = self.time_zoom((pooled * weights).sum(1))[:, 0].float()  # (B,)
             zoom = bounded_zoom(raw, n / T_D, self.start_zoom[0])
             mu_t, delta_t = self.window(anchor, zoom, n / T_D)
             theta = replace(theta, mu_t=mu_t, delta_t=delta_t)
         if self.space_score and self.space_zoom:
             score = self.space_score(h.movedim(1, -1))[..., 0].float()  # (B, T_S, h, w)
-            if self.motion_gain is not None and motion is not None:
-                score = score + self.motion_gain * motion[:, None]
-            weights = (self.SHARPNESS * score).flatten(2).softmax(-1).view_as(score)
+            score = self.SHARPNESS * score
+            if motion is not None:
+                at_y = bump(motion[1], h.shape[3], self.SPREAD_YX)  # (B, h)
+                at_x = bump(motion[2], h.shape[4], self.SPREAD_YX)  # (B, w)
+                score = score + (at_y[..., None] + at_x[:, None])[:, None]
+            weights = score.flatten(2).softmax(-1).view_as(score)
             a_y = (weights.sum(3) * centres_of(h.shape[3], h)).sum(2)  # (B, T_S)
             a_x = (weights.sum(2) * centres_of(h.shape[4], h)).sum(2)  # (B, T_S)
             raw_y, raw_x = self.space_zoom(pooled).float().unbind(2)  # (B, T_S)
@@ -169,24 +184,6 @@ class AttentionHead(nn.Module):
         return theta
 
 
-@torch.no_grad()
-def motion_map(synopsis_frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where V moves: mean absolute difference of successive frames, over an eighth of the side.
-
-    Args:
-        synopsis_frames: V. (B, 3, T_S, H_S, W_S)
-        size: (h, w) of the features.
-
-    Returns:
-        At the positions of the features, of zero mean and unit variance in each clip. (B, h, w)
-    """
-    change = synopsis_frames.mean(1).diff(dim=1).abs().mean(1, keepdim=True)  # (B, 1, H_S, W_S)
-    side = change.shape[-1] // 8 // 2 * 2 + 1
-    change = F.avg_pool2d(change, side, 1, side // 2, count_include_pad=False)
-    change = F.adaptive_avg_pool2d(change, size)  # (B, 1, h, w)
-    return F.layer_norm(change, change.shape[1:])[:, 0]
-
-
 def bounded_zoom(raw: Tensor, full: Tensor | float, start: float) -> Tensor:
     """s in [one frame or pixel / full, 1], equal to `start` or more at raw = 0. (...,) -> (...,)"""
     if not isinstance(full, Tensor):  # on the device of raw, without a copy from the CPU
@@ -195,6 +192,11 @@ def bounded_zoom(raw: Tensor, full: Tensor | float, start: float) -> Tensor:
     smallest = smallest.view(-1, *[1] * (raw.ndim - 1))  # (B, 1...) or (1, 1...)
     share = ((start - smallest) / (1 - smallest).clamp(min=1e-6)).clamp(1e-3, 1 - 1e-3)
     return smallest + (1 - smallest) * torch.sigmoid(raw + torch.logit(share))
+
+
+def bump(centre: Tensor, n: int, spread: float) -> Tensor:
+    """Logits over n positions of an axis whose softmax lies around a centre. (B,) -> (B, n)"""
+    return -0.5 * ((centres_of(n, centre) - centre[:, None]) * n / spread) ** 2
 
 
 def centres_of(n: int, like: Tensor) -> Tensor:
@@ -245,7 +247,7 @@ class ThetaHead(nn.Module):
         mask: Tensor,
         frozen: Theta,
         extent: Extent,
-        motion: Tensor | None = None,
+        motion: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> Theta:
         """Eq. 4.
 
@@ -256,7 +258,7 @@ class ThetaHead(nn.Module):
             features: e. (B, C_S, T_S, h, w)
             mask: s. (B, N)
             frozen: theta, where it is not learned.
-            motion: motion_map of V. (B, h, w)
+            motion: as in AttentionHead.forward.
         """
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(next(self.parameters()).dtype)
@@ -296,13 +298,17 @@ class SNet(nn.Module):
                 self.theta_head = ThetaHead(config, feature_shape(backbone, config.synopsis_size))
 
     def forward(
-        self, synopsis_frames: Tensor, extent: Extent
+        self,
+        synopsis_frames: Tensor,
+        extent: Extent,
+        motion: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Theta | None, Tensor | None]:
         """Eq. 1-5.
 
         Args:
             synopsis_frames: V, normalised. (B, 3, T_S, H_S, W_S)
             extent: of the raw clips, which bounds theta.
+            motion: of the raw clips, find_motion, where the attention starts on it. (B,) each
 
         Returns:
             logits, whose softmax is p (B, N); s (B, N); theta; m (B, C_m). The last two are None
@@ -316,10 +322,11 @@ class SNet(nn.Module):
             return logits, mask, None, None
         context = self.context_head(self.dropout(pooled), mask)  # Eq. 5
         config = self.config
-        theta = frozen_theta(extent, config.detail_size, config.frozen_space, config.frozen_zoom)
+        theta = frozen_theta(
+            extent, config.detail_size, config.frozen_space, config.frozen_zoom, config.frozen_at
+        )
         if self.theta_head is not None:  # Eq. 4
             e = features.detach() if config.detach_theta else features
-            motion = motion_map(synopsis_frames, e.shape[-2:]) if config.motion_gain else None
             theta = self.theta_head(e, mask, theta, extent, motion)
         return logits, mask, theta, context
 

@@ -20,7 +20,7 @@ def conv3d(widths: tuple[int, ...], strides: tuple[int, ...]) -> Backbone:
     """A 3 x 3 x 3 convolution, BN and ReLU a stage, for gray videos of some 24 pixels.
 
     On 700 clips of a speaking mouth it learns to read in epochs in which the shift network of the
-    same widths (tsm.tiny) does not begin to (docs/decisions.md, D29).
+    same widths (tsm.tiny) hardly begins to.
 
     Args:
         widths: channels of stem, res3, res4, res5.

@@ -8,68 +8,36 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from s2dlib.config import Size, ThetaSource
+from s2dlib.config import ModelConfig, Size, ThetaSource
 from s2dlib.data.loader import Batch
 from s2dlib.model import S2DNet
-from s2dlib.sampler import Extent, Theta, anchored_zoom, centred_zoom, frozen_theta, grid_centres
-
-MOTION_CELLS = 40  # cells a side, over whose means motion is seen
-MOTION_BLUR = 5  # cells, of the window whose mean motion is compared
+from s2dlib.motion import find_motion
+from s2dlib.sampler import Extent, Theta, anchored_zoom, centred_zoom, grid_centres
 
 
-@torch.no_grad()
-def moving_place(frames: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
-    """The place of a clip that moves most, a start that needs no label: rows, columns. (B,) each
-
-    Mean absolute difference of successive frames, on means over cells of 1/40 of the side, then the
-    largest mean over 5 x 5 cells. Deviation over time instead finds what moves slowly, as a
-    body does, and differences of frames further apart find it, too.
+def moving_theta(
+    frames: Tensor, n_frames: Tensor, config: ModelConfig, jitter: bool = True
+) -> Theta:
+    """Windows around what moves, where an attention with start="motion" looks at first.
 
     Args:
-        frames: raw frames I. (B, C, T, H, W)
-        n_frames: real frames of each clip; differences with padding count nothing. (B,)
-
-    Returns:
-        Fractions of the height and of the width.
+        frames, n_frames: as in find_motion.
+        config: detail_size, start_zoom, start_shift.
+        jitter: zoom times 0.8 to 1.25, and a centre up to a sixth of the window off on each axis,
+            drawn from torch's global generator.
     """
-    B, _, T = frames.shape[:3]
-    # Every other pixel and one colour: means over cells need no more, and it takes a tenth.
-    gray = frames[:, 0, :, ::2, ::2].float()  # (B, T, H / 2, W / 2)
-    cells = F.adaptive_avg_pool2d(gray, MOTION_CELLS)  # (B, T, cells, cells)
-    real = torch.arange(1, T, device=frames.device) < n_frames[:, None]  # (B, T - 1)
-    change = (cells.diff(dim=1).abs() * real[..., None, None]).sum(1, keepdim=True)
-    blurred = F.avg_pool2d(
-        change, MOTION_BLUR, 1, MOTION_BLUR // 2, count_include_pad=False
-    )  # (B, 1, cells, cells)
-    place = blurred.flatten(1).argmax(1)  # (B,)
-    y, x = place // MOTION_CELLS, place % MOTION_CELLS
-    return (y + 0.5) / MOTION_CELLS, (x + 0.5) / MOTION_CELLS
-
-
-def moving_theta(frames: Tensor, n_frames: Tensor, size: Size, jitter: bool = True) -> Theta:
-    """Small windows around the place that moves most: DNet learns to read details.
-
-    Args:
-        frames, n_frames: as in moving_place.
-        size: (T_D, H_D, W_D)
-        jitter: draw, from torch's global generator: s in space from [0.2, 0.4], log-uniform; the
-            centre up to a quarter of the window off that place; time as in random_theta. Else
-            s = 0.28, there, and frames uniform over the clip.
-    """
-    extent, (T_D, H_D, W_D) = Extent.of(frames, n_frames), size
-    theta = random_theta(extent, size) if jitter else frozen_theta(extent, size, "full")
-    y, x = moving_place(frames, n_frames)  # (B,) each
-    s = 0.2 * 2 ** (torch.rand_like(y) if jitter else torch.full_like(y, 0.5))  # (B,)
-    off = (torch.rand(2, *y.shape, device=y.device) - 0.5) / 2 * jitter  # (2, B)
-    mu_y, delta_y = centred_zoom(y + s * off[0], s, extent.height / H_D)
-    mu_x, delta_x = centred_zoom(x + s * off[1], s, extent.width / W_D)
-    mu_y, mu_x, delta_y, delta_x = (
-        v[:, None].expand(-1, T_D) for v in (mu_y, mu_x, delta_y, delta_x)
-    )
-    return replace(theta, mu_y=mu_y, mu_x=mu_x, delta_y=delta_y, delta_x=delta_x)
+    extent, (T_D, H_D, W_D) = Extent.of(frames, n_frames), config.detail_size
+    t, y, x = find_motion(frames, n_frames)  # (B,) each
+    off = (torch.rand(5, len(t), device=t.device) * 2 - 1) * jitter  # in [-1, 1]. (5, B)
+    s_t, s_yx = (s * 1.25**by for s, by in zip(config.start_zoom, off[:2], strict=True))  # (B,)
+    t, y, x = t + s_t * off[2] / 6, y + s_yx * off[3] / 6, x + s_yx * off[4] / 6
+    mu_t, delta_t = centred_zoom(t + config.start_shift, s_t, extent.n_frames / T_D)
+    mu_y, delta_y = centred_zoom(y, s_yx, extent.height / H_D)
+    mu_x, delta_x = centred_zoom(x, s_yx, extent.width / W_D)
+    space = (v[:, None].expand(-1, T_D) for v in (mu_y, mu_x, delta_y, delta_x))
+    return Theta(mu_t, delta_t, *space)
 
 
 def random_theta(extent: Extent, size: Size) -> Theta:
@@ -187,7 +155,7 @@ def theta_from_source(model: S2DNet, batch: Batch, source: ThetaSource) -> Theta
     if source == "frozen":
         return model.frozen_theta(extent)
     if source == "motion":
-        return moving_theta(batch["frames"], batch["n_frames"], size, model.training)
+        return moving_theta(batch["frames"], batch["n_frames"], model.config, model.training)
     if source == "truth":
         if "truth" not in batch:
             raise ValueError(
@@ -196,6 +164,8 @@ def theta_from_source(model: S2DNet, batch: Batch, source: ThetaSource) -> Theta
             )
         elsewhere = None
         if batch["truth"].shape[1] == 2:
-            elsewhere = moving_theta(batch["frames"], batch["n_frames"], size, model.training)
+            elsewhere = moving_theta(
+                batch["frames"], batch["n_frames"], model.config, model.training
+            )
         return true_theta(batch["truth"], extent, size, elsewhere)
     return None
