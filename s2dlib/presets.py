@@ -183,8 +183,8 @@ _GRID_MODEL = ModelConfig(
     theta_head="attention",
     window="centred",
     start="motion",
-    start_zoom=(0.25, 0.25),
-    start_shift=0.125,  # eight frames
+    start_zoom=(0.22, 0.25),  # fourteen frames, forty pixels
+    start_shift=0.15,  # of the digit; of another word, chosen on val
     frozen_space="full",
     dropout=0.2,
 )
@@ -204,8 +204,8 @@ _GRID_TRAIN = TrainConfig(epochs=24, batch_size=16, lr=3e-3, label_smoothing=0.1
 _GRID_RECIPES = {
     # SNet alone; DNet alone, on small windows around what moves; then all together.
     "snet": _GRID_TRAIN,
-    "motion": replace(_GRID_TRAIN, theta_source="motion"),
-    "joint": replace(_GRID_TRAIN, lr_theta=4e-3, hold_zoom=6),
+    "motion": replace(_GRID_TRAIN, epochs=36, theta_source="motion"),
+    "joint": replace(_GRID_TRAIN, epochs=8, lr=1e-3, lr_theta=4e-3, hold_zoom=2),
     "truth": replace(_GRID_TRAIN, theta_source="truth"),
 }
 # For days on GPUs: a kill costs some minutes, and the loader has processes of its own.
