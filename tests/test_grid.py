@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
@@ -21,6 +22,7 @@ from s2dlib.model import build_model
 from s2dlib.motion import find_motion
 from s2dlib.presets import PRESETS
 from s2dlib.report.looking import metrics_of, sampling_locations
+from s2dlib.report.plots import LOOKING, theta_curves
 from s2dlib.sampler import Extent, centred_zoom
 from s2dlib.training.optim import make_optimizer
 from s2dlib.training.windows import (
@@ -336,3 +338,12 @@ def test_a_sentence_in_silence_is_cut_to_n_frames_at_a_stride(clips):
     assert all(item["truth"][1] == pytest.approx(5 / 3) for item in items)
     with pytest.raises(ClipError, match="within=33"):
         VideoDataset(replace(data, within=33), "test", train=False)[4]
+
+
+def test_curves_of_a_place_that_is_not_known_are_left_out():
+    rows = [{"epoch": n, "theta": "learned (a0)"} | dict.fromkeys(LOOKING, 1.0 / n) for n in (1, 2)]
+    _, axes = plt.subplots(1, len(LOOKING))
+    theta_curves(axes, pd.DataFrame(rows).drop(columns="val_iou_yx"))
+    drawn = [bool(ax.lines) for ax in axes]
+    assert drawn == [column != "val_iou_yx" for column in LOOKING]
+    plt.close()
