@@ -46,7 +46,7 @@ def smooth(maps: Tensor, share: int) -> Tensor:
 def motion_share(change: Tensor) -> Tensor:
     """How the change over time is spread, without what there is of it in silence.
 
-    Means over 5 frames; what is below 0.4 of the largest (without the top twentieth, which may be a
+    Means over 5 frames; what is below 0.3 of the largest (without the top twentieth, which may be a
     cut) counts nothing.
 
     Args:
@@ -57,5 +57,5 @@ def motion_share(change: Tensor) -> Tensor:
     """
     change = F.avg_pool1d(change[:, None], 5, 1, 2, count_include_pad=False)[:, 0]
     large = change.sort(dim=1).values[:, int(0.95 * change.shape[1]), None]  # (B, 1)
-    above = (change - 0.4 * large).clamp(min=0) + 1e-6
+    above = (change - 0.3 * large).clamp(min=0) + 1e-6
     return above / above.sum(dim=1, keepdim=True)

@@ -204,7 +204,7 @@ _GRID_TRAIN = TrainConfig(epochs=24, batch_size=16, lr=3e-3, label_smoothing=0.1
 _GRID_RECIPES = {
     # SNet alone; DNet alone, on small windows around what moves; then all together.
     "snet": _GRID_TRAIN,
-    "motion": replace(_GRID_TRAIN, epochs=36, theta_source="motion"),
+    "motion": replace(_GRID_TRAIN, epochs=48, theta_source="motion"),
     "joint": replace(_GRID_TRAIN, epochs=8, lr=1e-3, lr_theta=4e-3, hold_zoom=2),
     "truth": replace(_GRID_TRAIN, theta_source="truth"),
 }

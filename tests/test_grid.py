@@ -235,7 +235,7 @@ def test_moving_windows_lie_on_it_and_inside_the_clip():
             half = 10 * delta
             assert ((mu * 80 - half > -1e-3) & (mu * 80 + half < 80 + 1e-3)).all()
             assert ((mu * 80 - torch.tensor(at)[:, None]).abs() < half).all()
-    assert (still.mu_t - 0.6).abs().max() < 0.05 and theta.mu_t.unique().numel() > 10
+    assert (still.mu_t - 0.6).abs().max() < 0.05 and theta.mu_y.unique().numel() > 10
     assert_close(still.delta_y, torch.full((60, 4), 0.4 * 4))
 
 

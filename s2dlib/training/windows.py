@@ -25,14 +25,15 @@ def moving_theta(
     Args:
         frames, n_frames: as in find_motion.
         config: detail_size, start_zoom, start_shift.
-        jitter: zoom times 0.8 to 1.25, and a centre up to a sixth of the window off on each axis,
-            drawn from torch's global generator.
+        jitter: in space, a zoom times 0.8 to 1.25 and a centre up to a sixth of the window off,
+            drawn from torch's global generator. In time the moment of motion is off by itself.
     """
     extent, (T_D, H_D, W_D) = Extent.of(frames, n_frames), config.detail_size
     t, y, x = find_motion(frames, n_frames)  # (B,) each
-    off = (torch.rand(5, len(t), device=t.device) * 2 - 1) * jitter  # in [-1, 1]. (5, B)
-    s_t, s_yx = (s * 1.25**by for s, by in zip(config.start_zoom, off[:2], strict=True))  # (B,)
-    t, y, x = t + s_t * off[2] / 6, y + s_yx * off[3] / 6, x + s_yx * off[4] / 6
+    off = (torch.rand(3, len(t), device=t.device) * 2 - 1) * jitter  # in [-1, 1]. (3, B)
+    s_t = torch.full_like(t, config.start_zoom[0])  # (B,)
+    s_yx = config.start_zoom[1] * 1.25 ** off[0]  # (B,)
+    y, x = y + s_yx * off[1] / 6, x + s_yx * off[2] / 6
     mu_t, delta_t = centred_zoom(t + config.start_shift, s_t, extent.n_frames / T_D)
     mu_y, delta_y = centred_zoom(y, s_yx, extent.height / H_D)
     mu_x, delta_x = centred_zoom(x, s_yx, extent.width / W_D)
