@@ -184,7 +184,7 @@ _GRID_MODEL = ModelConfig(
     window="centred",
     start="motion",
     start_zoom=(0.22, 0.25),  # fourteen frames, forty pixels
-    start_shift=0.15,  # of the digit; of another word, chosen on val
+    start_shift=0.15,  # of the digit, from its known moments; a scan on val has not been run
     frozen_space="full",
     dropout=0.2,
 )
