@@ -59,6 +59,14 @@ class ModelConfig(Config):
     # "crop": centre crop at stride 1 (Sec. 4.3); "full": whole frame
     frozen_space: Literal["crop", "full"] = "crop"
     frozen_zoom: tuple[Share, Share] = (1.0, 1.0)  # frozen strides / full coverage: time, space
+    frozen_at: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)  # its middle: time, height, width
+    # What the attention names: the point that a zoom leaves where it is, or a window's centre (D8)
+    window: Literal["anchored", "centred"] = "anchored"
+    # The zooms s of the attention head at the first step: time, space (D8)
+    start_zoom: tuple[Share, Share] = (0.5, 0.8)
+    # Where the attention looks at first: at nothing in particular, or at what moves
+    start: Literal["uniform", "motion"] = "uniform"
+    start_shift: float = 0.0  # how much later than the moment of motion, fraction of the clip
     fuse_context: Bool = True  # lateral fusion of m after res3 and res4 (Eq. 9)
     filters: Literal["gaussian", "linear"] = "gaussian"  # (Sec. 3.2)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # before both classifiers (release)
@@ -69,6 +77,8 @@ class ModelConfig(Config):
             raise ValueError(f"k must lie in [1, n_classes={self.n_classes}], got {self.k}")
         if self.snet is None and self.dnet is None:
             raise ValueError("snet and dnet are both None: at least one network is needed")
+        if self.theta_head == "fc" and (self.start, self.window) != ("uniform", "anchored"):
+            raise ValueError("start and window are of theta_head='attention', got 'fc'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +89,18 @@ class DataConfig(Config):
     n_frames: Count = 150  # T, at most; a shorter video gives fewer frames
     frame_stride: Count = 2  # tau
     min_frames: Count = 1  # a video with fewer frames at this stride is an error
+    # A video is placed at random in one of so many frames, whose rest is its own silence to and
+    # fro: the frames before column onset and from column end on; 0: as it is
+    within: Annotated[int, Field(ge=0)] = 0
     short_side: Count = 256  # pixels, before cropping
     crop: Count = 224  # H = W of the raw frames, pixels
     # Sides of the training crop / short side.
     scales: Annotated[tuple[Share, ...], Field(min_length=1)] = (1.0, 0.875, 0.75, 0.66)
     # 3: both ends and the centre of the longer side, scores averaged
     test_crops: Literal[1, 3] = 1
+    # Testing clips and squares: in the middle, or drawn at random, the same ones each time, so that
+    # no window suits them all
+    test_clip: Literal["centre", "random"] = "centre"
     flip: Bool = True  # training only; not where left and right are labels
     gray: Bool = False  # keep one channel; the model repeats it after sampling
     cache: str | None = None  # folder for decoded frames; None: decode each time
@@ -96,11 +112,17 @@ class DataConfig(Config):
         super().__post_init__()
         if self.crop > self.short_side:
             raise ValueError(f"crop={self.crop} does not fit short_side={self.short_side}")
+        if self.test_clip == "random" and self.test_crops != 1:
+            raise ValueError(
+                f"test_clip='random' draws one square a clip, got test_crops={self.test_crops}"
+            )
 
 
 # "model": as the row says. "frozen": as rows without sampling. "random": windows that know nothing
-# of the clip, which teach DNet to read at any zoom (D9). "truth": on the detail, where it is known.
-ThetaSource = Literal["model", "frozen", "random", "truth"]
+# of the clip, which teach DNet to read at any zoom (D9). "motion": around what moves, as large and
+# as much later as the attention starts (start_zoom, start_shift). "truth": on the detail, where it
+# is known; of a detail known in time alone, on what moves at that time.
+ThetaSource = Literal["model", "frozen", "random", "motion", "truth"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +136,7 @@ class TrainConfig(Config):
     lr: float = 1e-3  # at the peak, for a step of lr_batch clips
     lr_theta: float = 1e-3  # the same, for f_theta
     lr_batch: int = 0  # rates grow in proportion to batch_size / lr_batch; 0: as they are
+    lr_snet: float = 1.0  # SNet without f_theta: times lr; 0: still
     lr_fc: float = 1.0  # linear layers outside f_theta: times lr
     lr_bias: float = 1.0  # biases of convolutions and linear layers outside f_theta: times lr
     hold_zoom: int = 0  # epochs in which zooms keep their start, so that centres come first (D9)

@@ -12,6 +12,7 @@ from s2dlib.backbones.build import build_backbone
 from s2dlib.config import ModelConfig
 from s2dlib.detail import DNet
 from s2dlib.hub.mixin import PretrainedMixin
+from s2dlib.motion import find_motion
 from s2dlib.presets import PRESETS, variant_of
 from s2dlib.sampler import DetailSampler, Extent, Theta, UniformSampler, check_clips, frozen_theta
 from s2dlib.synopsis import SNet
@@ -79,7 +80,7 @@ class S2DNet(PretrainedMixin, nn.Module):
     def frozen_theta(self, extent: Extent) -> Theta:
         """Where a row without sampling looks."""
         c = self.config
-        return frozen_theta(extent, c.detail_size, c.frozen_space, c.frozen_zoom)
+        return frozen_theta(extent, c.detail_size, c.frozen_space, c.frozen_zoom, c.frozen_at)
 
     def forward(
         self, frames: Tensor, n_frames: Tensor | None = None, theta: Theta | None = None
@@ -109,7 +110,8 @@ class S2DNet(PretrainedMixin, nn.Module):
             return Output(theta=self.frozen_theta(extent))
         synopsis = self.synopsis_sampler(frames, n_frames)
         normalised = self.normalise(synopsis, scale_of(frames))
-        logits, mask, theta, context = self.snet(normalised, extent)
+        motion = find_motion(frames, n_frames) if self.config.start == "motion" else None
+        logits, mask, theta, context = self.snet(normalised, extent, motion)
         if self.dnet is None:
             theta = context = None
         return Output(logits.float().softmax(dim=1), logits, mask, theta, context, synopsis)

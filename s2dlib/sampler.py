@@ -107,24 +107,30 @@ FILTERS = {"gaussian": gaussian_filters, "linear": linear_filters}
 
 
 def frozen_theta(
-    extent: Extent, size: Size, space: str, zoom: tuple[float, float] = (1.0, 1.0)
+    extent: Extent,
+    size: Size,
+    space: str,
+    zoom: tuple[float, float] = (1.0, 1.0),
+    at: tuple[float, float, float] = (0.5, 0.5, 0.5),
 ) -> Theta:
     """Theta that knows nothing of the clip: rows a2, b1, b3, c1 of Table 2 (Sec. 4.3).
 
     Args:
         size: (T_D, H_D, W_D)
         space: "crop" (centre crop at stride 1, the paper's) or "full" (the whole frame).
-        zoom: strides in time and in space are this share of those: a window in the middle.
+        zoom: strides in time and in space are this share of those.
+        at: the middle of the window, fractions of time, height and width.
 
     Returns:
         Frames uniform over the clip, in segment centres, and the same window in each.
     """
     T_D, H_D, W_D = size
     n = extent.n_frames.float()  # (B,)
-    half, full = torch.full_like(n, 0.5), n.new_ones(n.shape[0], T_D)  # (B,), (B, T_D)
+    mu_t, full = torch.full_like(n, at[0]), n.new_ones(n.shape[0], T_D)  # (B,), (B, T_D)
     delta_y, delta_x = (1.0, 1.0) if space == "crop" else (extent.height / H_D, extent.width / W_D)
     delta_y, delta_x = delta_y * zoom[1], delta_x * zoom[1]
-    return Theta(half, n / T_D * zoom[0], full / 2, full / 2, full * delta_y, full * delta_x)
+    delta_t = n / T_D * zoom[0]  # (B,)
+    return Theta(mu_t, delta_t, full * at[1], full * at[2], full * delta_y, full * delta_x)
 
 
 def anchored_zoom(anchor: Tensor, zoom: Tensor, full: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -141,6 +147,25 @@ def anchored_zoom(anchor: Tensor, zoom: Tensor, full: Tensor | float) -> tuple[T
         mu (...,) and delta (...,).
     """
     return anchor + zoom * (0.5 - anchor), zoom * full
+
+
+def centred_zoom(centre: Tensor, zoom: Tensor, full: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Shrink the uniform grid around a centre, moved as far as the window would leave the clip.
+
+    Unlike an anchor, which a window leaves by s times its distance from the middle, the centre of
+    a small window is where it is asked to be (docs/decisions.md, D8).
+
+    Args:
+        centre: fraction of the axis. (...,)
+        others: as in anchored_zoom.
+
+    Returns:
+        mu (...,) and delta (...,).
+    """
+    return torch.minimum(torch.maximum(centre, zoom / 2), 1 - zoom / 2), zoom * full
+
+
+ZOOMS = {"anchored": anchored_zoom, "centred": centred_zoom}
 
 
 def uniform_times(n_frames: Tensor, T_S: int) -> Tensor:

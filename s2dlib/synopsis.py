@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from s2dlib.backbones.base import Backbone
 from s2dlib.config import ModelConfig, Size
 from s2dlib.sampler import (
+    ZOOMS,
     Extent,
     Theta,
-    anchored_zoom,
     frozen_theta,
     grid_centres,
     log_stride_bounds,
@@ -54,7 +54,13 @@ class FcHead(nn.Module):
         """The weights of the strides alone, which a recipe may hold: none, they share layers."""
         return []
 
-    def forward(self, h: Tensor, frozen: Theta, extent: Extent) -> Theta:
+    def forward(
+        self,
+        h: Tensor,
+        frozen: Theta,
+        extent: Extent,
+        motion: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> Theta:
         """h: features of f_theta's convolutions. (B, C, T_S, h, w). Returns theta."""
         (T_D, H_D, W_D), n = self.detail_size, extent.n_frames
         h = h.flatten(1)
@@ -94,14 +100,17 @@ class AttentionHead(nn.Module):
     Eq. 4.
     """
 
-    # Zoom at the first step; 1 is the uniform grid, at which an anchor moves nothing.
-    START_T, START_YX = 0.5, 0.8
     SHARPNESS = 4.0  # of the soft-argmax, so that small weights already move it
+    # Of the attention that starts on motion, in positions of e: what is learned moves it so far.
+    SPREAD_T, SPREAD_YX = 3.0, 1.0
 
     def __init__(self, config: ModelConfig, features: tuple[int, int, int, int]) -> None:
         super().__init__()
         C = features[0]
         self.detail_size = config.detail_size
+        # Zooms at the first step; 1 is the uniform grid, at which an anchor moves nothing.
+        self.start_zoom = config.start_zoom
+        self.window = ZOOMS[config.window]
         self.time_score = nn.Linear(2 * C, 1, bias=False) if config.sample_time else None
         # What changes over a clip is small beside what tells clips apart, and it is all that an
         # attention over time can see: it is brought to unit variance.
@@ -109,6 +118,9 @@ class AttentionHead(nn.Module):
         self.time_zoom = nn.Linear(2 * C, 1) if config.sample_time else None
         self.space_score = nn.Linear(C, 1, bias=False) if config.sample_space else None
         self.space_zoom = nn.Linear(2 * C, 2) if config.sample_space else None
+        self.shift: nn.Parameter | None = None
+        if config.sample_time and config.start == "motion":
+            self.shift = nn.Parameter(torch.tensor(config.start_shift))
         for layer in (self.time_score, self.time_zoom, self.space_score, self.space_zoom):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=0.01)
@@ -121,8 +133,20 @@ class AttentionHead(nn.Module):
         layers = [layer for layer in (self.time_zoom, self.space_zoom) if layer is not None]
         return [p for layer in layers for p in layer.parameters()]
 
-    def forward(self, h: Tensor, frozen: Theta, extent: Extent) -> Theta:
-        """h: features of f_theta's convolutions. (B, C, T_S, h, w). Returns theta."""
+    def forward(
+        self,
+        h: Tensor,
+        frozen: Theta,
+        extent: Extent,
+        motion: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> Theta:
+        """Theta of each clip.
+
+        Args:
+            h: features of f_theta's convolutions. (B, C, T_S, h, w)
+            frozen: theta, where it is not learned.
+            motion: t, y, x of find_motion, where the attention starts on it. (B,) each
+        """
         (T_D, H_D, W_D), n = self.detail_size, extent.n_frames
         pooled = torch.cat((h.mean((3, 4)), h.amax((3, 4))), dim=1).transpose(1, 2)  # (B, T_S, 2C)
         theta = frozen
@@ -130,24 +154,32 @@ class AttentionHead(nn.Module):
             change = pooled - pooled.mean(dim=1, keepdim=True)  # (B, T_S, 2C)
             change = self.time_norm(change.flatten(0, 1)).view_as(change)
             score = self.SHARPNESS * self.time_score(change)  # (B, T_S, 1)
+            if motion is not None:
+                score = score + bump(motion[0], h.shape[2], self.SPREAD_T)[..., None]
             weights = score.float().softmax(dim=1)  # (B, T_S, 1)
             anchor = (weights[..., 0] * centres_of(h.shape[2], h)).sum(1)  # (B,)
+            anchor = anchor if self.shift is None else anchor + self.shift
             raw = self.time_zoom((pooled * weights).sum(1))[:, 0].float()  # (B,)
-            zoom = bounded_zoom(raw, n / T_D, self.START_T)
-            mu_t, delta_t = anchored_zoom(anchor, zoom, n / T_D)
+            zoom = bounded_zoom(raw, n / T_D, self.start_zoom[0])
+            mu_t, delta_t = self.window(anchor, zoom, n / T_D)
             theta = replace(theta, mu_t=mu_t, delta_t=delta_t)
         if self.space_score and self.space_zoom:
             score = self.space_score(h.movedim(1, -1))[..., 0].float()  # (B, T_S, h, w)
-            weights = (self.SHARPNESS * score).flatten(2).softmax(-1).view_as(score)
+            score = self.SHARPNESS * score
+            if motion is not None:
+                at_y = bump(motion[1], h.shape[3], self.SPREAD_YX)  # (B, h)
+                at_x = bump(motion[2], h.shape[4], self.SPREAD_YX)  # (B, w)
+                score = score + (at_y[..., None] + at_x[:, None])[:, None]
+            weights = score.flatten(2).softmax(-1).view_as(score)
             a_y = (weights.sum(3) * centres_of(h.shape[3], h)).sum(2)  # (B, T_S)
             a_x = (weights.sum(2) * centres_of(h.shape[4], h)).sum(2)  # (B, T_S)
             raw_y, raw_x = self.space_zoom(pooled).float().unbind(2)  # (B, T_S)
             at = grid_centres(theta.mu_t, theta.delta_t, T_D, n).detach() / n[:, None]  # (B, T_D)
             a_y, a_x, raw_y, raw_x = (interpolate(v, at) for v in (a_y, a_x, raw_y, raw_x))
-            zoom_y = bounded_zoom(raw_y, extent.height / H_D, self.START_YX)
-            zoom_x = bounded_zoom(raw_x, extent.width / W_D, self.START_YX)
-            mu_y, delta_y = anchored_zoom(a_y, zoom_y, extent.height / H_D)
-            mu_x, delta_x = anchored_zoom(a_x, zoom_x, extent.width / W_D)
+            zoom_y = bounded_zoom(raw_y, extent.height / H_D, self.start_zoom[1])
+            zoom_x = bounded_zoom(raw_x, extent.width / W_D, self.start_zoom[1])
+            mu_y, delta_y = self.window(a_y, zoom_y, extent.height / H_D)
+            mu_x, delta_x = self.window(a_x, zoom_x, extent.width / W_D)
             theta = replace(theta, mu_y=mu_y, mu_x=mu_x, delta_y=delta_y, delta_x=delta_x)
         return theta
 
@@ -160,6 +192,11 @@ def bounded_zoom(raw: Tensor, full: Tensor | float, start: float) -> Tensor:
     smallest = smallest.view(-1, *[1] * (raw.ndim - 1))  # (B, 1...) or (1, 1...)
     share = ((start - smallest) / (1 - smallest).clamp(min=1e-6)).clamp(1e-3, 1 - 1e-3)
     return smallest + (1 - smallest) * torch.sigmoid(raw + torch.logit(share))
+
+
+def bump(centre: Tensor, n: int, spread: float) -> Tensor:
+    """Logits over n positions of an axis whose softmax lies around a centre. (B,) -> (B, n)"""
+    return -0.5 * ((centres_of(n, centre) - centre[:, None]) * n / spread) ** 2
 
 
 def centres_of(n: int, like: Tensor) -> Tensor:
@@ -204,16 +241,29 @@ class ThetaHead(nn.Module):
         )
         self.branches: FcHead | AttentionHead = HEADS[config.theta_head](config, (C, T_S, h, w))
 
-    def forward(self, features: Tensor, mask: Tensor, frozen: Theta, extent: Extent) -> Theta:
-        """features: e (B, C_S, T_S, h, w); mask: s (B, N); frozen: theta where not learned.
+    def forward(
+        self,
+        features: Tensor,
+        mask: Tensor,
+        frozen: Theta,
+        extent: Extent,
+        motion: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> Theta:
+        """Eq. 4.
 
         In the precision of the weights also under autocast: in bfloat16, whose step below 1 is
         1/256, a centre would lie on a grid of about one raw pixel (authors' release: float32, too).
+
+        Args:
+            features: e. (B, C_S, T_S, h, w)
+            mask: s. (B, N)
+            frozen: theta, where it is not learned.
+            motion: as in AttentionHead.forward.
         """
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(next(self.parameters()).dtype)
             h = self.convolutions(torch.cat((features, expand_like(mask, features)), dim=1))
-            return self.branches(h, frozen, extent)
+            return self.branches(h, frozen, extent, motion)
 
 
 class ContextHead(nn.Module):
@@ -248,13 +298,17 @@ class SNet(nn.Module):
                 self.theta_head = ThetaHead(config, feature_shape(backbone, config.synopsis_size))
 
     def forward(
-        self, synopsis_frames: Tensor, extent: Extent
+        self,
+        synopsis_frames: Tensor,
+        extent: Extent,
+        motion: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Theta | None, Tensor | None]:
         """Eq. 1-5.
 
         Args:
             synopsis_frames: V, normalised. (B, 3, T_S, H_S, W_S)
             extent: of the raw clips, which bounds theta.
+            motion: of the raw clips, find_motion, where the attention starts on it. (B,) each
 
         Returns:
             logits, whose softmax is p (B, N); s (B, N); theta; m (B, C_m). The last two are None
@@ -268,10 +322,12 @@ class SNet(nn.Module):
             return logits, mask, None, None
         context = self.context_head(self.dropout(pooled), mask)  # Eq. 5
         config = self.config
-        theta = frozen_theta(extent, config.detail_size, config.frozen_space, config.frozen_zoom)
+        theta = frozen_theta(
+            extent, config.detail_size, config.frozen_space, config.frozen_zoom, config.frozen_at
+        )
         if self.theta_head is not None:  # Eq. 4
             e = features.detach() if config.detach_theta else features
-            theta = self.theta_head(e, mask, theta, extent)
+            theta = self.theta_head(e, mask, theta, extent, motion)
         return logits, mask, theta, context
 
 

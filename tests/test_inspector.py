@@ -114,6 +114,16 @@ def test_truth_button_draws(inspector):
     assert inspector.picture.value == picture
 
 
+def test_truth_known_in_time_alone_is_drawn_on_the_axis_of_time_alone(inspector):
+    picture, frame = inspector.picture.value, inspector.frame.value
+    inspector.truth.value = True
+    with_place = inspector.picture.value
+    inspector._truth = inspector._truth[:2]
+    inspector.truth.value = False
+    inspector.truth.value = True
+    assert inspector.picture.value not in (picture, with_place) and inspector.frame.value == frame
+
+
 def test_truth_button_is_off_without_truth(runs, csv, tmp_path):
     lines = Path(csv).read_text().splitlines()
     plain = [",".join(line.split(",")[:4]) for line in lines]

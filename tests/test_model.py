@@ -252,7 +252,8 @@ def test_any_k_n_classes_and_sizes_are_taken(k, n_classes, head):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_runs_at_shrunken_sizes(name):
     size = (5, 64, 64) if name == "tdn-r50" else (2, 32, 32)  # one segment, halved once more
-    config = replace(PRESETS[name].model, n_classes=9, synopsis_size=size, detail_size=(3, 32, 32))
+    sizes = {"synopsis_size": size, "detail_size": (3, 32, 32)}
+    config = replace(PRESETS[name].model, n_classes=9, k=5, **sizes)
     out = build_model(config).eval()(torch.rand(2, 3, 5, 40, 40), torch.tensor([5, 2]))
     assert out.scores.shape == (2, 9) and out.scores.isfinite().all()
     if config.dnet is None:  # a single network

@@ -335,6 +335,16 @@ def test_frozen_theta_zoom_is_a_window_in_the_middle():
         assert_close(n_out * delta, torch.full((2, 4), 0.7 * L))
 
 
+def test_a_frozen_window_lies_where_it_is_told_in_time_and_space():
+    theta = frozen_theta(
+        Extent(torch.tensor([12, 30]), 20, 25), (4, 6, 5), "full", (0.5, 0.7), (0.6, 0.3, 0.8)
+    )
+    assert_close(theta.mu_t, torch.full((2,), 0.6))
+    assert_close(theta.mu_y, torch.full((2, 4), 0.3))
+    assert_close(theta.mu_x, torch.full((2, 4), 0.8))
+    assert_close(theta.delta_t, torch.tensor([1.5, 3.75]))
+
+
 def test_true_theta_is_a_window_of_twice_the_detail():
     size, n = (4, 6, 5), torch.tensor([40, 40, 8])
     truth = torch.tensor([[10.0, 6, 9, 30, 12], [39, 100, 90, 5, 5], [4, 0.5, 1, 20, 20]])

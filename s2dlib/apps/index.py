@@ -20,6 +20,7 @@ from s2dlib.data.annotations import (
 )
 from s2dlib.data.classes import Row, read_classes
 from s2dlib.data.files import check_output
+from s2dlib.data.grid import WORDS, add_moments, read_grid
 from s2dlib.data.index import make_index, missing_of, write_index
 from s2dlib.data.lists import read_list
 from s2dlib.data.splits import file_and_split
@@ -61,6 +62,7 @@ FORMATS = {
         "videos",
         "--annotations train=a.txt val=b.txt --videos DIR --out data/mine/mine.csv",
     ),
+    "grid": Format(read_grid, "grid", "--videos DIR --alignments DIR --word digit"),
     "folders": Format(read_folders, "videos", "--videos DIR --out data/mine/mine.csv"),
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {  # of readers, but for the folder of videos
@@ -71,8 +73,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # of readers, but for the folder of vi
     "kinetics": {
         "nargs": "+", "metavar": "FILE", "help": "Kinetics-400's own CSVs, for lists of ids",
     },
-    "fractions": {"nargs": 3, "type": float, "default": (0.8, 0.1, 0.1)},
-    "seed": {"type": int, "default": 0},
+    "word": {"choices": WORDS, "help": "what is the class; default: %(default)s"},
+    "fractions": {"nargs": 3, "type": float, "help": "default: %(default)s"},
+    "seed": {"type": int, "help": "of the splits; default: %(default)s"},
 }  # fmt: skip
 
 
@@ -88,8 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             epilog=f"example:\n  s2d index {name} {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        for parameter in inspect.signature(reader).parameters.keys() & ARGUMENTS.keys():
-            sub.add_argument(f"--{parameter}", **ARGUMENTS[parameter])
+        for parameter, of in inspect.signature(reader).parameters.items():
+            if parameter in ARGUMENTS:
+                default = None if of.default is inspect.Parameter.empty else of.default
+                sub.add_argument(f"--{parameter}", default=default, **ARGUMENTS[parameter])
+        if reader is read_grid:
+            words = "a folder above bbaf2n.align, ...: when the word is spoken"
+            sub.add_argument("--alignments", metavar="DIR", help=words)
         words, needed = (
             "class names: one a line, with or without its index, or JSON",
             reader is read_something,
@@ -109,6 +117,8 @@ def index_videos(args: argparse.Namespace) -> None:
     _check_outputs(args)
     rows = reader(**{name: getattr(args, name) for name in inspect.signature(reader).parameters})
     table, notes = make_index(rows, args.videos, classes)
+    if getattr(args, "alignments", None):
+        table = add_moments(table, args.alignments, args.word)
     index = write_index(table, args.videos, args.out, args.replace)
     print(escape("\n".join([summary(table).to_string(), *notes])))
     found = table[table["path"].notna()]

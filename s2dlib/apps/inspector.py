@@ -267,8 +267,9 @@ class Inspector:
         """First frame and end of the detail; y, x and side of its square. None: not to be shown."""
         if not self.truth.value or self._truth is None:
             return None, None
-        t, duration, side, y, x = self._truth.tolist()
-        return (t - duration / 2, t + duration / 2), (y, x, side)
+        t, duration, *place = self._truth.tolist()
+        square = (place[1], place[2], place[0]) if place else None  # known in time alone
+        return (t - duration / 2, t + duration / 2), square
 
     def _changed(self, change: Bunch) -> None:
         """A person has set a widget. An error is shown, which JupyterLab would hide, and undone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from s2dlib.backbones.base import Backbone
+from s2dlib.backbones.conv3d import conv3d
 from s2dlib.backbones.swin import swin3d_t
 from s2dlib.backbones.tdn import tdn_resnet50
 from s2dlib.backbones.tsm import mobilenet_v2, resnet50, tiny
@@ -18,6 +19,7 @@ BACKBONES = {
     "swin3d-t": swin3d_t,
     "tiny-s": lambda weights: tiny((16, 32, 48), (2, 2, 1)),
     "tiny-d": lambda weights: tiny((16, 32, 48, 64), (2, 2, 2, 1)),
+    "tiny-3d": lambda weights: conv3d((16, 32, 48, 64), (1, 2, 2, 2)),
 }
 
 

@@ -43,6 +43,40 @@ def choose_frames(
     return list(range(start, start + n * stride, stride))
 
 
+def place_in_silence(
+    n_total: int, length: int, silence: tuple[int, int], generator: Generator | None = None
+) -> tuple[list[int], int]:
+    """A longer video whose rest is the silence of the one within it.
+
+    Args:
+        n_total: frames of the video.
+        length: of the longer one; at least n_total.
+        silence: onset and end: the video is silent before the one and from the other on. Where
+            there is none, the first or the last frame stays.
+        generator: draws where it begins; None: in the middle.
+
+    Returns:
+        The frame of the video at each of the longer one's, and the one at which it begins.
+
+    Raises:
+        ValueError: the longer one is not longer.
+    """
+    if length < n_total:
+        raise ValueError(f"a video of {n_total} frames does not lie within={length} frames")
+    onset, end = max(1, silence[0]), min(silence[1], n_total - 1)
+    n_places = length - n_total + 1
+    start = n_places // 2 if generator is None else _randint(n_places, generator)
+    before = [_to_and_fro(i, onset) for i in range(start, 0, -1)]  # its last is frame 1, or 0
+    after = [n_total - 1 - _to_and_fro(i, n_total - end) for i in range(1, n_places - start)]
+    return [*before, *range(n_total), *after], start
+
+
+def _to_and_fro(i: int, n: int) -> int:
+    """The i-th of 0, 1, ..., n - 1, n - 2, ..., 1, 0, 1, ..."""
+    i %= max(1, 2 * n - 2)
+    return i if i < n else 2 * n - 2 - i
+
+
 def _randint(n: int, generator: Generator) -> int:
     """One of 0..n-1."""
     return int(torch.randint(n, (), generator=generator))
@@ -63,21 +97,29 @@ class Crop(NamedTuple):
 
 
 def choose_crops(
-    height: int, width: int, config: DataConfig, n_crops: int, generator: Generator | None = None
+    height: int,
+    width: int,
+    config: DataConfig,
+    n_crops: int,
+    generator: Generator | None = None,
+    train: bool = True,
 ) -> list[Crop]:
     """The squares of the frames that a clip is cut from (Sec. 4.1).
 
     Args:
         height, width: of the frames at short_side, pixels.
         n_crops: in testing 1, the centre, or 3 along the longer side.
-        generator: draws one of random scale, place and flip (training); None: testing.
+        generator: draws one of random place and, in training, scale and flip; None: none is drawn.
     """
     if generator is not None:
-        scale = config.scales[_randint(len(config.scales), generator)]
-        side = max(1, round(scale * config.short_side))
+        side = config.crop
+        if train:
+            scale = config.scales[_randint(len(config.scales), generator)]
+            side = max(1, round(scale * config.short_side))
         top = _randint(height - side + 1, generator)
         left = _randint(width - side + 1, generator)
-        return [Crop(side, top, left, config.flip and _randint(2, generator) == 1)]
+        flip = train and config.flip and _randint(2, generator) == 1
+        return [Crop(side, top, left, flip)]
     bottom, right = height - config.crop, width - config.crop  # the last top and left
     centre = Crop(config.crop, bottom // 2, right // 2)
     if n_crops == 1:

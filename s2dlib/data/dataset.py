@@ -7,6 +7,7 @@ normalises after sampling, and 150 frames of 224 x 224 are 23 MB so, 90 MB as fl
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
 from s2dlib.config import DataConfig
-from s2dlib.data.clips import Crop, choose_crops, choose_frames
+from s2dlib.data.clips import Crop, choose_crops, choose_frames, place_in_silence
 from s2dlib.data.files import atomic_path
 from s2dlib.data.readers import Wanted, read_frames
 from s2dlib.data.sources import ClipError
@@ -29,16 +30,20 @@ READING = 2  # of the cache's keys: raised when files give other frames, so that
 
 
 class Truth(NamedTuple):
-    """Where the detail of a synthetic video is: columns of its CSV, in its frames and pixels."""
+    """Where the detail of a video is: columns of its CSV, in its frames and pixels.
+
+    Of real videos the moment alone may be known: t and duration.
+    """
 
     t: float  # its middle
     duration: float
-    size: float
-    y: float  # centre
-    x: float
-    side: float  # height and width of the video
+    size: float = math.nan
+    y: float = math.nan  # centre
+    x: float = math.nan
+    side: float = math.nan  # height and width of the video
 
 
+MOMENT = Truth._fields[:2]
 TRUTH = Truth._fields[:5]
 
 
@@ -48,8 +53,9 @@ class Item(TypedDict, total=False):
     frames: Tensor  # uint8 (C, T, H, W), or (V, C, T, H, W) with several crops
     label: int
     index: int  # its row in the table
-    # Where known, the detail's t, duration (raw frames), size, y, x (raw pixels) in this clip;
-    # frame and pixel r span r to r + 1. float32 (5,), or (V, 5)
+    # Where known, the detail's t, duration (raw frames) and, unless it is known in time alone,
+    # size, y, x (raw pixels) in this clip; frame and pixel r span r to r + 1.
+    # float32 (5,) or (2,); (V, 5) or (V, 2)
     truth: Tensor
     failed: dict[str, str]  # path -> cause of what was tried and cannot be read
 
@@ -68,8 +74,14 @@ class VideoDataset(Dataset):
         self.table = table.reset_index(drop=True)
         self._paths, self._labels = self.table["path"].tolist(), self.table["label"].tolist()
         self._truth: list[Truth] | None = None  # of each video as written
-        if set(TRUTH) <= set(table.columns):
-            self._truth = [Truth(*row) for row in self.table[[*Truth._fields]].to_numpy(float)]
+        known = Truth._fields if set(TRUTH) <= set(table.columns) else MOMENT
+        if set(known) <= set(table.columns):
+            self._truth = [Truth(*row) for row in self.table[[*known]].to_numpy(float)]
+        self._silence: list[tuple[int, int]] = []  # of each video, until and from which frame
+        if config.within:
+            if missing := {"onset", "end"} - set(table.columns):
+                raise ValueError(f"{config.csv}: within needs columns {', '.join(sorted(missing))}")
+            self._silence = [(int(a), int(b)) for a, b in self.table[["onset", "end"]].to_numpy()]
         self.failed: dict[str, str] = {}  # path -> cause, of the last load_batches
         self._logged: set[str] = set()
         self._epoch = torch.tensor(0).share_memory_()  # persistent workers see it
@@ -90,12 +102,12 @@ class VideoDataset(Dataset):
         """A clip (see Item); ClipError where it cannot be read."""
         index = range(len(self))[index]  # IndexError, and -1 is the last
         generator = None
-        if self.train:
+        if self.train or self.config.test_clip == "random":
             seeds = np.random.SeedSequence((self.seed, int(self._epoch), index))
             generator = Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-        frames, start = self._read_clip(self._paths[index], generator)  # (T, C, H, W)
+        frames, start = self._read_clip(index, generator)  # (T, C, H, W)
         H, W = frames.shape[-2:]
-        crops = choose_crops(H, W, self.config, self.n_crops, generator)
+        crops = choose_crops(H, W, self.config, self.n_crops, generator, self.train)
         clips = [self._crop(frames, crop) for crop in crops]  # (C, T, crop, crop) each
         item: Item = {"frames": _stack(clips), "label": self._labels[index], "index": index}
         if self._truth is not None:
@@ -126,39 +138,60 @@ class VideoDataset(Dataset):
         return {"failed": failed}
 
     def _truth_in_crop(self, truth: Truth, start: int, crop: Crop) -> Tensor:
-        """The truth of a video in the frames and pixels of a clip cut out of it. (5,)"""
+        """The truth of a video in the frames and pixels of a clip cut out of it. (5,) or (2,)"""
         stride = self.config.frame_stride
+        moment = [(truth.t - start) / stride + 0.5, truth.duration / stride]
+        if math.isnan(truth.size):
+            return torch.tensor(moment, dtype=torch.float32)
         scale = self.config.short_side / truth.side  # frames at short_side / video as written
         zoom = self.config.crop / crop.side
-        t = (truth.t - start) / stride + 0.5
         y = (truth.y + 0.5) * scale - crop.top
         x = (truth.x + 0.5) * scale - crop.left
         x = crop.side - x if crop.flip else x
         size, y, x = truth.size * scale * zoom, y * zoom, x * zoom
-        return torch.tensor([t, truth.duration / stride, size, y, x], dtype=torch.float32)
+        return torch.tensor([*moment, size, y, x], dtype=torch.float32)
 
-    def _read_clip(self, path: str, generator: Generator | None) -> tuple[np.ndarray, int]:
+    def _read_clip(self, index: int, generator: Generator | None) -> tuple[np.ndarray, int]:
         """The frames of one clip at short_side, uncropped, and the first one's number in the video.
 
+        That is below 0 where the clip begins in the silence set before the video (config.within).
         Returns (T, C, H, W), int.
         """
+        path, config = self._paths[index], self.config
         indices: list[int] = []
+        start = 0
         state = None if generator is None else generator.get_state()
 
         def choose(n_total: int) -> list[int]:
+            nonlocal start
             if generator is not None and state is not None:  # not the first time: fewer decode
                 generator.set_state(state)
             try:
-                indices[:] = choose_frames(n_total, self.config, generator)
+                indices[:], start = self._choose(n_total, index, generator)
             except ValueError as error:
                 raise ClipError(path, str(error)) from error
             return indices
 
-        if self.config.cache is None:
-            return self._read_video(path, choose), indices[0]
-        video = self._read_cached(path, self.config.cache)  # (T_all, C, H, W)
-        choose(len(video))
-        return video[indices[0] : indices[-1] + 1 : self.config.frame_stride], indices[0]  # a view
+        if config.cache is None and not config.within:
+            return self._read_video(path, choose), start
+        video = self._read_cached(path, config.cache) if config.cache else self._read_video(path)
+        choose(len(video))  # of (T_all, C, H, W)
+        if config.within:
+            return video[indices], start
+        return video[indices[0] : indices[-1] + 1 : config.frame_stride], start  # a view
+
+    def _choose(
+        self, n_total: int, index: int, generator: Generator | None
+    ) -> tuple[list[int], int]:
+        """The frames of a video that make its clip, and the first one's number, as _read_clip."""
+        if not self.config.within:
+            indices = choose_frames(n_total, self.config, generator)
+            return indices, indices[0]
+        longer, offset = place_in_silence(
+            n_total, self.config.within, self._silence[index], generator
+        )
+        indices = choose_frames(len(longer), self.config, generator)
+        return [longer[i] for i in indices], indices[0] - offset
 
     def _read_video(self, path: str, wanted: Wanted = None) -> np.ndarray:
         config = self.config

@@ -31,7 +31,7 @@ class Batch(TypedDict, total=False):
     n_frames: Tensor  # int64 (B,)
     label: Tensor  # int64 (B,)
     index: Tensor  # int64 (B,)
-    truth: Tensor  # float32 (B, 5)
+    truth: Tensor  # float32 (B, 5), or (B, 2) where known in time alone
     failed: dict[str, str]  # of collate only: path -> cause of what cannot be read
 
 
@@ -60,7 +60,7 @@ def collate(items: list[Item]) -> Batch:
         "failed": failed,
     }
     if "truth" in items[0]:
-        batch["truth"] = torch.stack([item["truth"] for item in items]).view(-1, 5)
+        batch["truth"] = torch.cat([torch.atleast_2d(item["truth"]) for item in items])
     return batch
 
 

@@ -74,7 +74,7 @@ def _locations(model: S2DNet, batch: Batch) -> pd.DataFrame:
     if truth is not None:
         p_t = grid_centres(theta.mu_t, theta.delta_t, size[0], n)  # (B, T_D)
         known = {
-            **dict(zip(TRUTH, truth.unbind(1), strict=True)),
+            **dict(zip(TRUTH, truth.unbind(1), strict=False)),  # the first two, or all
             **distance_to_truth(theta, truth, Extent(n, H, W), size),
             "nearest_t": (p_t.gather(1, z)[:, 0] - moment).abs(),
         }
@@ -151,7 +151,7 @@ def controls(
 
     Returns:
         Percent: top1_mean, top1_shuffled, top1_uniform, and, where the truth is known, top1_truth
-        (centres on the detail, the model's own strides).
+        (centres on the detail, as far as they are known, all else the model's own).
     """
     device, n, hits = torch.device(device), 0, dict[str, Tensor]()
     model.to(device).eval()
@@ -190,7 +190,10 @@ def _exchanged_thetas(
         "uniform": frozen_theta(extent, model.config.detail_size, "full"),
     }
     if "truth" in batch:
-        t, _, _, y, x = batch["truth"].unbind(1)  # (B,) each
-        mu_y, mu_x = (v[:, None].expand_as(own.mu_y) for v in (y / extent.height, x / extent.width))
-        exchanged["truth"] = replace(own, mu_t=t / batch["n_frames"], mu_y=mu_y, mu_x=mu_x)
+        t, truth = batch["truth"][:, 0], batch["truth"]  # (B,), (B, 2 or 5)
+        exchanged["truth"] = replace(own, mu_t=t / batch["n_frames"])
+        if truth.shape[1] == 5:
+            at = truth[:, 3:, None] / truth.new_tensor([[[extent.height], [extent.width]]])
+            mu_y, mu_x = at.expand(-1, -1, own.mu_y.shape[1]).unbind(1)  # (B, T_D) each
+            exchanged["truth"] = replace(exchanged["truth"], mu_y=mu_y, mu_x=mu_x)
     return exchanged

@@ -43,11 +43,15 @@ def theta_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axes]:
     """Where the sampled volume lies and how closely it looks, over training; mean and sd over runs.
 
     Args:
-        axes: one for each of LOOKING.
+        axes: one for each of LOOKING; empty where the history has no such column, as of places in
+            videos whose moment alone is known.
         history: the evaluated epochs of several runs; columns epoch, theta (words), and LOOKING's.
     """
     order = _learned_first(history)
     for ax, (column, label) in zip(axes, LOOKING.items(), strict=True):
+        if column not in history:
+            ax.axis("off")
+            continue
         sns.lineplot(
             history, x="epoch", y=column, hue="theta", style="theta", hue_order=order,
             style_order=order, errorbar="sd", markers=True, ax=ax, legend=ax is axes[0],

@@ -56,10 +56,13 @@ def make_optimizer(model: S2DNet, config: TrainConfig) -> torch.optim.Optimizer:
     fully_connected = {p for layer in linear for p in layer.parameters(recurse=False)}
     biases = {m.bias for m in (*linear, *convolutions) if m.bias is not None}  # not batch norm's
 
+    glance = set() if model.dnet is None or model.snet is None else set(model.snet.parameters())
+
     def peak(p: nn.Parameter) -> float:
         if p in theta:
             return config.lr_theta * config.rate_scale
         factor = config.lr_fc if p in fully_connected else 1.0
+        factor *= config.lr_snet if p in glance else 1.0
         return config.lr * (factor * (config.lr_bias if p in biases else 1.0)) * config.rate_scale
 
     parts: dict[tuple[int, float], list[nn.Parameter]] = {}  # by kind and rate

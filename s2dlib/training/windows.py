@@ -5,13 +5,40 @@ Axes: B clips, T_D detail frames.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from s2dlib.config import Size, ThetaSource
+from s2dlib.config import ModelConfig, Size, ThetaSource
 from s2dlib.data.loader import Batch
 from s2dlib.model import S2DNet
-from s2dlib.sampler import Extent, Theta, anchored_zoom, grid_centres
+from s2dlib.motion import find_motion
+from s2dlib.sampler import Extent, Theta, anchored_zoom, centred_zoom, grid_centres
+
+
+def moving_theta(
+    frames: Tensor, n_frames: Tensor, config: ModelConfig, jitter: bool = True
+) -> Theta:
+    """Windows around what moves, where an attention with start="motion" looks at first.
+
+    Args:
+        frames, n_frames: as in find_motion.
+        config: detail_size, start_zoom, start_shift.
+        jitter: in space, a zoom times 0.8 to 1.25 and a centre up to a sixth of the window off,
+            drawn from torch's global generator. In time the moment of motion is off by itself.
+    """
+    extent, (T_D, H_D, W_D) = Extent.of(frames, n_frames), config.detail_size
+    t, y, x = find_motion(frames, n_frames)  # (B,) each
+    off = (torch.rand(3, len(t), device=t.device) * 2 - 1) * jitter  # in [-1, 1]. (3, B)
+    s_t = torch.full_like(t, config.start_zoom[0])  # (B,)
+    s_yx = config.start_zoom[1] * 1.25 ** off[0]  # (B,)
+    y, x = y + s_yx * off[1] / 6, x + s_yx * off[2] / 6
+    mu_t, delta_t = centred_zoom(t + config.start_shift, s_t, extent.n_frames / T_D)
+    mu_y, delta_y = centred_zoom(y, s_yx, extent.height / H_D)
+    mu_x, delta_x = centred_zoom(x, s_yx, extent.width / W_D)
+    space = (v[:, None].expand(-1, T_D) for v in (mu_y, mu_x, delta_y, delta_x))
+    return Theta(mu_t, delta_t, *space)
 
 
 def random_theta(extent: Extent, size: Size) -> Theta:
@@ -39,19 +66,29 @@ def random_theta(extent: Extent, size: Size) -> Theta:
     return Theta(mu_t, delta_t, *space)
 
 
-def true_theta(truth: Tensor, extent: Extent, size: Size) -> Theta:
+def true_theta(truth: Tensor, extent: Extent, size: Size, elsewhere: Theta | None = None) -> Theta:
     """A window of twice the detail's size and duration around it: the ceiling of what theta can do.
 
     Strides are at least one frame or pixel, and at most full coverage.
 
     Args:
-        truth: t, duration (raw frames), size, y, x (raw pixels) of each clip's detail. (B, 5)
-        others: as in frozen_theta.
+        truth: t, duration (raw frames), size, y, x (raw pixels) of each clip's detail (B, 5), or
+            the first two of them (B, 2).
+        extent, size: as in frozen_theta.
+        elsewhere: whose place is taken where the truth tells none.
+
+    Raises:
+        ValueError: no place is known.
     """
     T_D, H_D, W_D = size
     n = extent.n_frames.float()  # (B,)
-    t, duration, side, y, x = truth.to(n).unbind(1)  # (B,) each
+    t, duration = truth[:, :2].to(n).unbind(1)  # (B,) each
     delta_t = torch.minimum((2 * duration / T_D).clamp(min=1), n / T_D)
+    if truth.shape[1] == 2:
+        if elsewhere is None:
+            raise ValueError("expected where the details are, or a theta that says it; got t alone")
+        return replace(elsewhere, mu_t=t / n, delta_t=delta_t)
+    side, y, x = truth[:, 2:].to(n).unbind(1)  # (B,) each
     delta_y = (2 * side / H_D).clamp(1, max(1.0, extent.height / H_D))
     delta_x = (2 * side / W_D).clamp(1, max(1.0, extent.width / W_D))
     space = [
@@ -72,31 +109,39 @@ def distance_to_truth(theta: Theta, truth: Tensor, extent: Extent, size: Size) -
     Args: as in true_theta.
 
     Returns:
-        Each (B,): distance_t = |mu_t T - t| (raw frames); distance_yx, between the centres (raw
-        pixels); iou_t, of the sampled span and the detail's duration; iou_yx, of the sampled window
-        and the detail's square. Space is that of the detail frame nearest to the true moment.
+        Each (B,): distance_t = |mu_t T - t| (raw frames); iou_t, of the sampled span and the
+        detail's duration; and, where the truth tells a place, distance_yx, between the centres (raw
+        pixels); iou_yx, of the sampled window and the detail's square. Space is that of the detail
+        frame nearest to the true moment.
     """
     T_D, H_D, W_D = size
     n = extent.n_frames.to(theta.mu_t)
-    t, duration, side, y, x = truth.to(n).unbind(1)  # (B,) each
+    t, duration = truth[:, :2].to(n).unbind(1)  # (B,) each
+    both_t = _overlap(theta.mu_t * n, T_D * theta.delta_t, t, duration)
+    in_time = {
+        "distance_t": (theta.mu_t * n - t).abs(),
+        "iou_t": both_t / (T_D * theta.delta_t + duration - both_t),
+    }
+    if truth.shape[1] == 2:
+        return in_time
+    side, y, x = truth[:, 2:].to(n).unbind(1)  # (B,) each
     z = nearest_detail_frame(theta, t, n, T_D)  # (B, 1)
     names = ("mu_y", "mu_x", "delta_y", "delta_x")
     mu_y, mu_x, delta_y, delta_x = (getattr(theta, name).gather(1, z)[:, 0] for name in names)
     at_y, at_x = mu_y * extent.height, mu_x * extent.width
 
-    def overlap(a: Tensor, length_a: Tensor, b: Tensor, length_b: Tensor) -> Tensor:
-        low = torch.maximum(a - length_a / 2, b - length_b / 2)
-        high = torch.minimum(a + length_a / 2, b + length_b / 2)
-        return (high - low).clamp(min=0)
-
-    both_t = overlap(theta.mu_t * n, T_D * theta.delta_t, t, duration)
-    both_yx = overlap(at_y, H_D * delta_y, y, side) * overlap(at_x, W_D * delta_x, x, side)
-    return {
-        "distance_t": (theta.mu_t * n - t).abs(),
+    both_yx = _overlap(at_y, H_D * delta_y, y, side) * _overlap(at_x, W_D * delta_x, x, side)
+    return in_time | {
         "distance_yx": torch.hypot(at_y - y, at_x - x),
-        "iou_t": both_t / (T_D * theta.delta_t + duration - both_t),
         "iou_yx": both_yx / (H_D * delta_y * W_D * delta_x + side**2 - both_yx),
     }
+
+
+def _overlap(a: Tensor, length_a: Tensor, b: Tensor, length_b: Tensor) -> Tensor:
+    """Of two intervals, given by their middles. (B,) each"""
+    low = torch.maximum(a - length_a / 2, b - length_b / 2)
+    high = torch.minimum(a + length_a / 2, b + length_b / 2)
+    return (high - low).clamp(min=0)
 
 
 def theta_from_source(model: S2DNet, batch: Batch, source: ThetaSource) -> Theta | None:
@@ -110,8 +155,18 @@ def theta_from_source(model: S2DNet, batch: Batch, source: ThetaSource) -> Theta
         return random_theta(extent, size)
     if source == "frozen":
         return model.frozen_theta(extent)
+    if source == "motion":
+        return moving_theta(batch["frames"], batch["n_frames"], model.config, model.training)
     if source == "truth":
         if "truth" not in batch:
-            raise ValueError("theta_source='truth': expected synthetic clips; these have no truth")
-        return true_theta(batch["truth"], extent, size)
+            raise ValueError(
+                "theta_source='truth': expected clips whose CSV has t and duration; these have no "
+                "truth"
+            )
+        elsewhere = None
+        if batch["truth"].shape[1] == 2:
+            elsewhere = moving_theta(
+                batch["frames"], batch["n_frames"], model.config, model.training
+            )
+        return true_theta(batch["truth"], extent, size, elsewhere)
     return None
