@@ -14,14 +14,15 @@ from s2dlib.apps.cli import main
 from s2dlib.config import DataConfig, ModelConfig, TrainConfig
 from s2dlib.data.clips import place_in_silence
 from s2dlib.data.dataset import VideoDataset
-from s2dlib.data.decoding import ClipError
 from s2dlib.data.grid import WORDS, read_alignment, read_grid
-from s2dlib.data.loader import collate
+from s2dlib.data.loader import collate, load_batches
+from s2dlib.data.sources import ClipError
 from s2dlib.data.table import read_csv
 from s2dlib.model import build_model
 from s2dlib.motion import find_motion
 from s2dlib.presets import PRESETS
-from s2dlib.report.looking import metrics_of, sampling_locations
+from s2dlib.report import looking
+from s2dlib.report.looking import metrics_of
 from s2dlib.report.plots import LOOKING, theta_curves
 from s2dlib.sampler import Extent, centred_zoom
 from s2dlib.training.optim import make_optimizer
@@ -186,12 +187,14 @@ def test_truth_in_time_alone_is_two_numbers_a_clip(clips):
     assert {name: known[name].tolist() for name in far} == {k: v.tolist() for k, v in far.items()}
 
 
+@torch.no_grad()
 def test_controls_and_locations_know_the_moment_alone(clips):
     model = build_model(replace(PRESETS["grid"].model, synopsis_size=(8, 24, 24)), n_classes=4)
     metrics = metrics_of(model, clips, TrainConfig(batch_size=4))
     assert {"top1_truth", "top1_shuffled", "distance_t", "iou_t"} <= metrics.keys()
     assert "distance_yx" not in metrics
-    table = sampling_locations(model, clips)
+    (batch,) = load_batches(clips, 6)
+    table = looking._locations(model.eval(), batch)
     assert {"t", "duration", "distance_t", "nearest_t"} <= set(table)
     assert {"y", "size", "distance_yx"}.isdisjoint(table)
 

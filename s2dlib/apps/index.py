@@ -135,7 +135,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     inputs += [Path(path) for path in given if path]
     missing = missing_of(args.out)  # is written beside every index: where it is not, a person's
     check_output(args.out, inputs, rb"\Apath,label" if missing.is_file() else rb"(?!)")
-    check_output(missing, inputs, rb"\Alabel,(?:label_name,)?split,name\r?\n")
+    check_output(missing, inputs, rb"\Alabel,(?:label_name,)?split,name[,\r\n]")
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
