@@ -5,7 +5,8 @@
 
 import json
 
-from s2dlib.presets import CEILING, CONSTANT, SWEEPS, TRIALS, VARIANTS, WINDOWS
+from s2dlib.presets import VARIANTS
+from s2dlib.training.trials import CEILING, CONSTANT, SWEEPS, TRIALS, WINDOWS
 
 # The defaults are `make reproduce`; `make study` is every row over five seeds, with all trials.
 PRESET = config.get("preset", "synthetic")

@@ -60,13 +60,10 @@ class ModelConfig(Config):
     frozen_space: Literal["crop", "full"] = "crop"
     frozen_zoom: tuple[Share, Share] = (1.0, 1.0)  # frozen strides / full coverage: time, space
     frozen_at: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)  # its middle: time, height, width
-    # What the attention names: the point that a zoom leaves where it is, or a window's centre (D8)
-    window: Literal["anchored", "centred"] = "anchored"
-    # The zooms s of the attention head at the first step: time, space (D8)
-    start_zoom: tuple[Share, Share] = (0.5, 0.8)
-    # Where the attention looks at first: at nothing in particular, or at what moves
+    # Where the attention looks at first: at nothing in particular, or at what moves (D8)
     start: Literal["uniform", "motion"] = "uniform"
-    start_shift: float = 0.0  # how much later than the moment of motion, fraction of the clip
+    start_zoom: tuple[Share, Share] = (0.5, 0.8)  # its zooms s at first: time, space
+    start_shift: float = 0.0  # how much later than motion, raw frames
     fuse_context: Bool = True  # lateral fusion of m after res3 and res4 (Eq. 9)
     filters: Literal["gaussian", "linear"] = "gaussian"  # (Sec. 3.2)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # before both classifiers (release)
@@ -77,8 +74,8 @@ class ModelConfig(Config):
             raise ValueError(f"k must lie in [1, n_classes={self.n_classes}], got {self.k}")
         if self.snet is None and self.dnet is None:
             raise ValueError("snet and dnet are both None: at least one network is needed")
-        if self.theta_head == "fc" and (self.start, self.window) != ("uniform", "anchored"):
-            raise ValueError("start and window are of theta_head='attention', got 'fc'")
+        if self.theta_head == "fc" and self.start == "motion":
+            raise ValueError("start='motion' needs theta_head='attention', got 'fc'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +87,8 @@ class DataConfig(Config):
     frame_stride: Count = 2  # tau
     min_frames: Count = 1  # a video with fewer frames at this stride is an error
     # A video is placed at random in one of so many frames, whose rest is its own silence to and
-    # fro: the frames before column onset and from column end on; 0: as it is
+    # fro: the frames before column onset and from column end on, or its first and last tenth where
+    # the CSV has no such columns; 0: as it is
     within: Annotated[int, Field(ge=0)] = 0
     short_side: Count = 256  # pixels, before cropping
     crop: Count = 224  # H = W of the raw frames, pixels

@@ -12,7 +12,7 @@ from s2dlib.backbones.build import build_backbone
 from s2dlib.config import ModelConfig
 from s2dlib.detail import DNet
 from s2dlib.hub.mixin import PretrainedMixin
-from s2dlib.motion import find_motion
+from s2dlib.kernels.motion import find_motion
 from s2dlib.presets import PRESETS, variant_of
 from s2dlib.sampler import DetailSampler, Extent, Theta, UniformSampler, check_clips, frozen_theta
 from s2dlib.synopsis import SNet
@@ -108,10 +108,11 @@ class S2DNet(PretrainedMixin, nn.Module):
         extent = Extent.of(frames, n_frames)
         if self.snet is None:
             return Output(theta=self.frozen_theta(extent))
+        if self.config.start == "motion":
+            extent = replace(extent, motion=find_motion(frames, n_frames))
         synopsis = self.synopsis_sampler(frames, n_frames)
         normalised = self.normalise(synopsis, scale_of(frames))
-        motion = find_motion(frames, n_frames) if self.config.start == "motion" else None
-        logits, mask, theta, context = self.snet(normalised, extent, motion)
+        logits, mask, theta, context = self.snet(normalised, extent)
         if self.dnet is None:
             theta = context = None
         return Output(logits.float().softmax(dim=1), logits, mask, theta, context, synopsis)

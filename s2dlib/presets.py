@@ -1,11 +1,11 @@
-"""Settings of the paper and of this project: model, data and recipes by name; Table 2; trials.
+"""Settings of the paper and of this project: model, data and recipes by name; Table 2.
 
 An ablation, a preset and a baseline are values here, never copies of a model or of a notebook.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from s2dlib.config import DataConfig, ModelConfig, Size, TrainConfig
@@ -32,56 +32,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "c3": {"sample_space": False},  # time only
 }
 SAME_RUN = {"b0": "a0", "c0": "a0", "c1": "b3"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """A run with something changed about the full model, <preset>-<name>-<seed> (Snakefile)."""
-
-    words: str = ""  # its line in a table; empty: in none
-    variant: str = "a0"  # a row of Table 2
-    recipe: str = "joint"
-    # The runs whose weights SNet and DNet start from; None: their backbones' own.
-    start: tuple[str | None, str | None] = ("snet", "zoom")
-    fields: dict[str, Any] = field(default_factory=dict)  # of the configuration, by name
-
-
-TRIALS = {
-    "linear": Trial(words="linear filters (Sec. 3.2)", fields={"filters": "linear"}),
-    "fc": Trial(words="theta head of the paper, by FC layers", fields={"theta_head": "fc"}),
-    "detached": Trial(words="no gradient from theta into SNet", fields={"detach_theta": True}),
-    "nozoom": Trial(words="DNet has seen whole frames only", start=("snet", "closeups")),
-    "noclose": Trial(words="DNet starts from nothing", start=("snet", None)),  # learns from m alone
-    "paper": Trial(
-        words="the paper's words: from scratch, one stage, FC head",
-        recipe="paper",
-        start=(None, None),
-        fields={"theta_head": "fc"},
-    ),
-    "authors1": Trial(recipe="authors-1", fields={"theta_head": "fc", "detach_theta": True}),
-    "authors": Trial(
-        words="the release: two stages, FC head, its loss",
-        recipe="authors-2",
-        start=("authors1", "authors1"),
-        fields={"theta_head": "fc", "detach_theta": True},
-    ),
-}
-SWEEPS = {
-    "alpha-0.01": Trial(words="alpha = 0.01 (0.1)", fields={"alpha": 0.01}),
-    "alpha-1": Trial(words="alpha = 1 (0.1)", fields={"alpha": 1.0}),
-    "k-2": Trial(words="k = 2 (5)", fields={"k": 2}),
-    "k-10": Trial(words="k = 10 (5)", fields={"k": 10}),
-    "context-16": Trial(words="C_m = 16 (64)", fields={"context_dim": 16}),
-    "context-256": Trial(words="C_m = 256 (64)", fields={"context_dim": 256}),
-}
-CEILING = {"truth": Trial(words="trained with the truth", variant="b3", recipe="truth")}
-# Windows that are the same for all clips; the best one on the validation split is then trained on
-# all seeds, as "constant": what a global zoom gives without sampling by the clip.
-CONSTANT = {"constant": Trial(words="trained with the best constant window", variant="b3")}
-WINDOWS = {
-    f"window-{t}-{yx}": Trial(variant="b3", fields={"frozen_zoom": [t, yx]})
-    for t, yx in ((1.0, 1.0), (1.0, 0.85), (0.8, 0.85), (0.8, 0.7), (0.6, 0.7), (1.0, 0.5))
-}
 
 
 def variant_of(config: ModelConfig, variant: str) -> ModelConfig:
@@ -173,10 +123,9 @@ _GRID_MODEL = ModelConfig(
     context_dim=64,
     theta_dim=16,
     theta_head="attention",
-    window="centred",
     start="motion",
     start_zoom=(0.22, 0.25),  # fourteen frames, forty pixels
-    start_shift=0.15,  # of the digit, from its known moments; a scan on val has not been run
+    start_shift=11.0,
     frozen_space="full",
     dropout=0.2,
 )
@@ -196,7 +145,7 @@ _GRID_TRAIN = TrainConfig(epochs=24, batch_size=16, lr=3e-3, label_smoothing=0.1
 _GRID_RECIPES = {
     # SNet alone; DNet alone, on small windows around what moves; then all together.
     "snet": _GRID_TRAIN,
-    "motion": replace(_GRID_TRAIN, epochs=48, theta_source="motion"),
+    "closeups": replace(_GRID_TRAIN, epochs=48, theta_source="motion", eval_every=8),
     "joint": replace(_GRID_TRAIN, epochs=8, lr=1e-3, lr_theta=4e-3, hold_zoom=2),
     "truth": replace(_GRID_TRAIN, theta_source="truth"),
 }

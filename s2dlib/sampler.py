@@ -38,11 +38,12 @@ class Theta:
 
 @dataclass
 class Extent:
-    """How long and how large the raw clips of a batch are."""
+    """How long and how large the raw clips of a batch are, and perhaps where they move."""
 
     n_frames: Tensor  # real frames of each clip. (B,)
     height: int  # pixels
     width: int
+    motion: tuple[Tensor, Tensor, Tensor] | None = None  # find_motion's, for a start there
 
     @classmethod
     def of(cls, frames: Tensor, n_frames: Tensor) -> Extent:
@@ -152,20 +153,10 @@ def anchored_zoom(anchor: Tensor, zoom: Tensor, full: Tensor | float) -> tuple[T
 def centred_zoom(centre: Tensor, zoom: Tensor, full: Tensor | float) -> tuple[Tensor, Tensor]:
     """Shrink the uniform grid around a centre, moved as far as the window would leave the clip.
 
-    Unlike an anchor, which a window leaves by s times its distance from the middle, the centre of
-    a small window is where it is asked to be (docs/decisions.md, D8).
-
-    Args:
-        centre: fraction of the axis. (...,)
-        others: as in anchored_zoom.
-
-    Returns:
-        mu (...,) and delta (...,).
+    An anchor s times as far from the middle as the window is not where the window is; this is, and
+    a start that knows where to look needs it (docs/decisions.md, D8). Arguments as above.
     """
     return torch.minimum(torch.maximum(centre, zoom / 2), 1 - zoom / 2), zoom * full
-
-
-ZOOMS = {"anchored": anchored_zoom, "centred": centred_zoom}
 
 
 def uniform_times(n_frames: Tensor, T_S: int) -> Tensor:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from s2dlib.backbones.base import Backbone
 from s2dlib.config import ModelConfig, Size
 from s2dlib.sampler import (
-    ZOOMS,
     Extent,
     Theta,
+    anchored_zoom,
+    centred_zoom,
     frozen_theta,
     grid_centres,
     log_stride_bounds,
@@ -54,13 +55,7 @@ class FcHead(nn.Module):
         """The weights of the strides alone, which a recipe may hold: none, they share layers."""
         return []
 
-    def forward(
-        self,
-        h: Tensor,
-        frozen: Theta,
-        extent: Extent,
-        motion: tuple[Tensor, Tensor, Tensor] | None = None,
-    ) -> Theta:
+    def forward(self, h: Tensor, frozen: Theta, extent: Extent) -> Theta:
         """h: features of f_theta's convolutions. (B, C, T_S, h, w). Returns theta."""
         (T_D, H_D, W_D), n = self.detail_size, extent.n_frames
         h = h.flatten(1)
@@ -97,20 +92,18 @@ class AttentionHead(nn.Module):
     The centres are soft-argmaxes, over T_S frames for time and over h x w for each frame, carried
     over to the detail frames by interpolation in time; the zooms come from pooled features. Both
     are read as an anchored zoom, so that the window never leaves the clip: six parameters, as in
-    Eq. 4.
+    Eq. 4. Where extent.motion is given, the attention starts there, and its windows are centred.
     """
 
     SHARPNESS = 4.0  # of the soft-argmax, so that small weights already move it
-    # Of the attention that starts on motion, in positions of e: what is learned moves it so far.
-    SPREAD_T, SPREAD_YX = 3.0, 1.0
+    SPREAD_T, SPREAD_YX = 3.0, 1.0  # of a start on motion, in positions of e
 
     def __init__(self, config: ModelConfig, features: tuple[int, int, int, int]) -> None:
         super().__init__()
         C = features[0]
         self.detail_size = config.detail_size
         # Zooms at the first step; 1 is the uniform grid, at which an anchor moves nothing.
-        self.start_zoom = config.start_zoom
-        self.window = ZOOMS[config.window]
+        self.start_zoom, self.start_shift = config.start_zoom, config.start_shift
         self.time_score = nn.Linear(2 * C, 1, bias=False) if config.sample_time else None
         # What changes over a clip is small beside what tells clips apart, and it is all that an
         # attention over time can see: it is brought to unit variance.
@@ -118,9 +111,6 @@ class AttentionHead(nn.Module):
         self.time_zoom = nn.Linear(2 * C, 1) if config.sample_time else None
         self.space_score = nn.Linear(C, 1, bias=False) if config.sample_space else None
         self.space_zoom = nn.Linear(2 * C, 2) if config.sample_space else None
-        self.shift: nn.Parameter | None = None
-        if config.sample_time and config.start == "motion":
-            self.shift = nn.Parameter(torch.tensor(config.start_shift))
         for layer in (self.time_score, self.time_zoom, self.space_score, self.space_zoom):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=0.01)
@@ -133,40 +123,28 @@ class AttentionHead(nn.Module):
         layers = [layer for layer in (self.time_zoom, self.space_zoom) if layer is not None]
         return [p for layer in layers for p in layer.parameters()]
 
-    def forward(
-        self,
-        h: Tensor,
-        frozen: Theta,
-        extent: Extent,
-        motion: tuple[Tensor, Tensor, Tensor] | None = None,
-    ) -> Theta:
-        """Theta of each clip.
-
-        Args:
-            h: features of f_theta's convolutions. (B, C, T_S, h, w)
-            frozen: theta, where it is not learned.
-            motion: t, y, x of find_motion, where the attention starts on it. (B,) each
-        """
+    def forward(self, h: Tensor, frozen: Theta, extent: Extent) -> Theta:
+        """h: features of f_theta's convolutions. (B, C, T_S, h, w). Returns theta."""
         (T_D, H_D, W_D), n = self.detail_size, extent.n_frames
         pooled = torch.cat((h.mean((3, 4)), h.amax((3, 4))), dim=1).transpose(1, 2)  # (B, T_S, 2C)
-        theta = frozen
+        theta, motion = frozen, extent.motion
+        window = anchored_zoom if motion is None else centred_zoom
         if self.time_score and self.time_norm and self.time_zoom:
             change = pooled - pooled.mean(dim=1, keepdim=True)  # (B, T_S, 2C)
             change = self.time_norm(change.flatten(0, 1)).view_as(change)
             score = self.SHARPNESS * self.time_score(change)  # (B, T_S, 1)
             if motion is not None:
-                score = score + bump(motion[0], h.shape[2], self.SPREAD_T)[..., None]
+                score = score + bump(motion[0] / n, h.shape[2], self.SPREAD_T)[..., None]
             weights = score.float().softmax(dim=1)  # (B, T_S, 1)
             anchor = (weights[..., 0] * centres_of(h.shape[2], h)).sum(1)  # (B,)
-            anchor = anchor if self.shift is None else anchor + self.shift
+            anchor = anchor if motion is None else anchor + self.start_shift / n
             raw = self.time_zoom((pooled * weights).sum(1))[:, 0].float()  # (B,)
             zoom = bounded_zoom(raw, n / T_D, self.start_zoom[0])
-            mu_t, delta_t = self.window(anchor, zoom, n / T_D)
+            mu_t, delta_t = window(anchor, zoom, n / T_D)
             theta = replace(theta, mu_t=mu_t, delta_t=delta_t)
         if self.space_score and self.space_zoom:
-            score = self.space_score(h.movedim(1, -1))[..., 0].float()  # (B, T_S, h, w)
-            score = self.SHARPNESS * score
-            if motion is not None:
+            score = self.SHARPNESS * self.space_score(h.movedim(1, -1))[..., 0].float()
+            if motion is not None:  # score: (B, T_S, h, w)
                 at_y = bump(motion[1], h.shape[3], self.SPREAD_YX)  # (B, h)
                 at_x = bump(motion[2], h.shape[4], self.SPREAD_YX)  # (B, w)
                 score = score + (at_y[..., None] + at_x[:, None])[:, None]
@@ -178,8 +156,8 @@ class AttentionHead(nn.Module):
             a_y, a_x, raw_y, raw_x = (interpolate(v, at) for v in (a_y, a_x, raw_y, raw_x))
             zoom_y = bounded_zoom(raw_y, extent.height / H_D, self.start_zoom[1])
             zoom_x = bounded_zoom(raw_x, extent.width / W_D, self.start_zoom[1])
-            mu_y, delta_y = self.window(a_y, zoom_y, extent.height / H_D)
-            mu_x, delta_x = self.window(a_x, zoom_x, extent.width / W_D)
+            mu_y, delta_y = window(a_y, zoom_y, extent.height / H_D)
+            mu_x, delta_x = window(a_x, zoom_x, extent.width / W_D)
             theta = replace(theta, mu_y=mu_y, mu_x=mu_x, delta_y=delta_y, delta_x=delta_x)
         return theta
 
@@ -241,29 +219,16 @@ class ThetaHead(nn.Module):
         )
         self.branches: FcHead | AttentionHead = HEADS[config.theta_head](config, (C, T_S, h, w))
 
-    def forward(
-        self,
-        features: Tensor,
-        mask: Tensor,
-        frozen: Theta,
-        extent: Extent,
-        motion: tuple[Tensor, Tensor, Tensor] | None = None,
-    ) -> Theta:
-        """Eq. 4.
+    def forward(self, features: Tensor, mask: Tensor, frozen: Theta, extent: Extent) -> Theta:
+        """features: e (B, C_S, T_S, h, w); mask: s (B, N); frozen: theta where not learned.
 
         In the precision of the weights also under autocast: in bfloat16, whose step below 1 is
         1/256, a centre would lie on a grid of about one raw pixel (authors' release: float32, too).
-
-        Args:
-            features: e. (B, C_S, T_S, h, w)
-            mask: s. (B, N)
-            frozen: theta, where it is not learned.
-            motion: as in AttentionHead.forward.
         """
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(next(self.parameters()).dtype)
             h = self.convolutions(torch.cat((features, expand_like(mask, features)), dim=1))
-            return self.branches(h, frozen, extent, motion)
+            return self.branches(h, frozen, extent)
 
 
 class ContextHead(nn.Module):
@@ -298,17 +263,13 @@ class SNet(nn.Module):
                 self.theta_head = ThetaHead(config, feature_shape(backbone, config.synopsis_size))
 
     def forward(
-        self,
-        synopsis_frames: Tensor,
-        extent: Extent,
-        motion: tuple[Tensor, Tensor, Tensor] | None = None,
+        self, synopsis_frames: Tensor, extent: Extent
     ) -> tuple[Tensor, Tensor, Theta | None, Tensor | None]:
         """Eq. 1-5.
 
         Args:
             synopsis_frames: V, normalised. (B, 3, T_S, H_S, W_S)
             extent: of the raw clips, which bounds theta.
-            motion: of the raw clips, find_motion, where the attention starts on it. (B,) each
 
         Returns:
             logits, whose softmax is p (B, N); s (B, N); theta; m (B, C_m). The last two are None
@@ -327,7 +288,7 @@ class SNet(nn.Module):
         )
         if self.theta_head is not None:  # Eq. 4
             e = features.detach() if config.detach_theta else features
-            theta = self.theta_head(e, mask, theta, extent, motion)
+            theta = self.theta_head(e, mask, theta, extent)
         return logits, mask, theta, context
 
 

@@ -18,8 +18,8 @@ from s2dlib.data.grid import WORDS, read_alignment, read_grid
 from s2dlib.data.loader import collate, load_batches
 from s2dlib.data.sources import ClipError
 from s2dlib.data.table import read_csv
+from s2dlib.kernels.motion import find_motion
 from s2dlib.model import build_model
-from s2dlib.motion import find_motion
 from s2dlib.presets import PRESETS
 from s2dlib.report import looking
 from s2dlib.report.looking import metrics_of
@@ -218,7 +218,7 @@ def test_the_place_and_the_moment_of_motion_are_found_and_padding_does_not_move(
     t, y, x = find_motion(frames, torch.tensor([40, 30, 40]))
     found = torch.stack((y, x), dim=1) * 80
     assert (found - torch.tensor(places)).abs().max() <= 4
-    assert_close(t * torch.tensor([40, 30, 40]), torch.tensor([20.0, 15, 32.5]), atol=1, rtol=0)
+    assert_close(t, torch.tensor([20.0, 15, 32.5]), atol=3, rtol=0)
 
 
 SMALL = replace(
@@ -228,7 +228,7 @@ SMALL = replace(
 
 def test_moving_windows_lie_on_it_and_inside_the_clip():
     places, n = [(10, 70), (40, 40), (66, 20)] * 20, torch.full((60,), 12)
-    config = replace(SMALL, start_zoom=(0.25, 0.4), start_shift=0.1)
+    config = replace(SMALL, start_zoom=(0.25, 0.4), start_shift=1.2)
     still = moving_theta(moving(places), n, config, jitter=False)
     for theta in (still, moving_theta(moving(places), n, config)):
         for mu, delta, at in (
@@ -253,13 +253,13 @@ def test_attention_starts_on_what_moves_where_it_is_asked_to():
     places, n = [(16, 64), (40, 40), (64, 24)], torch.full((3,), 40)
     frames = moving(places, T=40)
     frames[:, :, :24] = frames[:, :, :1]
-    for shift in (0.0, -0.2):
+    for shift in (0.0, -8.0):
         config = replace(SMALL, start_zoom=(0.2, 0.25), start_shift=shift)
         with torch.no_grad():
             theta = build_model(config).eval().glance(frames, n).theta
         at = torch.stack((theta.mu_y.mean(1), theta.mu_x.mean(1)), dim=1) * 80
         assert (at - torch.tensor(places)).abs().max() < 8
-        assert (theta.mu_t - (0.8 + shift)).abs().max() < 0.06
+        assert (theta.mu_t * 40 - (32 + shift)).abs().max() < 2.5
     with torch.no_grad():
         theta = build_model(replace(SMALL, start="uniform")).eval().glance(frames, n).theta
     assert (theta.mu_t - 0.5).abs().max() < 0.06 and (theta.mu_y - 0.5).abs().max() < 0.06
@@ -273,9 +273,8 @@ def test_a_window_is_centred_where_it_is_asked_to_be_unless_it_would_leave_the_c
 
 
 def test_what_the_fc_head_does_not_have_is_refused():
-    for field in ({"start": "motion"}, {"window": "centred"}):
-        with pytest.raises(ValueError, match="theta_head='attention'"):
-            ModelConfig(n_classes=10, **field)
+    with pytest.raises(ValueError, match="theta_head='attention'"):
+        ModelConfig(n_classes=10, start="motion")
 
 
 def test_snet_learns_at_a_fraction_of_the_rate_but_not_when_alone():
@@ -328,10 +327,19 @@ def test_the_truth_goes_with_a_sentence_placed_in_silence(clips):
             assert torch.equal(inner, one["frames"])
             starts.append(moved[0])
     assert len(set(starts)) > 8 and 0 <= min(starts) and max(starts) <= 50
-    table = pd.read_csv(within.csv).drop(columns=["onset", "end"])
-    table.to_csv(within.csv, index=False)
-    with pytest.raises(ValueError, match="within needs columns end, onset"):
-        VideoDataset(within, "test", train=False)
+
+
+def test_without_onset_and_end_the_first_and_last_tenth_are_the_silence(clips):
+    within = replace(clips.config, crop=48, scales=(1.0,), n_frames=80, within=80)
+    pd.read_csv(within.csv).drop(columns=["onset", "end"]).to_csv(within.csv, index=False)
+    whole = replace(within, within=0, test_clip="centre")
+    longer = VideoDataset(within, "test", train=False)
+    for one, item in zip(VideoDataset(whole, "test", train=False), longer, strict=True):
+        start = int((item["truth"] - one["truth"])[0])
+        n, first = one["frames"].shape[1], one["frames"][:, :3]  # of 30 to 35 frames
+        assert torch.equal(item["frames"][:, start : start + n], one["frames"])
+        for frame in item["frames"][:, :start].unbind(1):
+            assert any(torch.equal(frame, other) for other in first.unbind(1))
 
 
 def test_a_sentence_in_silence_is_cut_to_n_frames_at_a_stride(clips):

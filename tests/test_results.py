@@ -17,7 +17,7 @@ from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.loader import collate, load_batches
 from s2dlib.data.synthetic import write_dataset
 from s2dlib.model import build_model
-from s2dlib.presets import PRESETS, VARIANTS, WINDOWS
+from s2dlib.presets import PRESETS, VARIANTS
 from s2dlib.report import looking, records
 from s2dlib.report.looking import metrics_of, sampling_locations_of_run, top1_by_thirds
 from s2dlib.report.records import command, load_run, provenance, read_records, write_record
@@ -36,6 +36,7 @@ from s2dlib.report.tables import (
 from s2dlib.sampler import Extent, frozen_theta
 from s2dlib.training.checkpoints import write_weights
 from s2dlib.training.evaluation import evaluate
+from s2dlib.training.trials import WINDOWS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "results" / "paper.csv"

@@ -78,9 +78,7 @@ class VideoDataset(Dataset):
         if set(known) <= set(table.columns):
             self._truth = [Truth(*row) for row in self.table[[*known]].to_numpy(float)]
         self._silence: list[tuple[int, int]] = []  # of each video, until and from which frame
-        if config.within:
-            if missing := {"onset", "end"} - set(table.columns):
-                raise ValueError(f"{config.csv}: within needs columns {', '.join(sorted(missing))}")
+        if {"onset", "end"} <= set(table.columns):
             self._silence = [(int(a), int(b)) for a, b in self.table[["onset", "end"]].to_numpy()]
         self.failed: dict[str, str] = {}  # path -> cause, of the last load_batches
         self._logged: set[str] = set()
@@ -187,9 +185,8 @@ class VideoDataset(Dataset):
         if not self.config.within:
             indices = choose_frames(n_total, self.config, generator)
             return indices, indices[0]
-        longer, offset = place_in_silence(
-            n_total, self.config.within, self._silence[index], generator
-        )
+        silence = self._silence[index] if self._silence else (n_total // 10, n_total * 9 // 10)
+        longer, offset = place_in_silence(n_total, self.config.within, silence, generator)
         indices = choose_frames(len(longer), self.config, generator)
         return [longer[i] for i in indices], indices[0] - offset
 

@@ -14,8 +14,9 @@ import pandas as pd
 from scipy import stats
 
 from s2dlib.data.files import write_atomic
-from s2dlib.presets import CEILING, CONSTANT, SAME_RUN, SWEEPS, TRIALS
+from s2dlib.presets import SAME_RUN
 from s2dlib.report.records import write_json
+from s2dlib.training.trials import CEILING, CONSTANT, SWEEPS, TRIALS
 
 MARKS = {  # what is on in each row of Table 2 (the paper's tick marks)
     **{"a1": "SNet", "a2": "DNet", "a0": "SNet, DNet"},

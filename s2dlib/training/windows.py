@@ -12,8 +12,8 @@ from torch import Tensor
 
 from s2dlib.config import ModelConfig, Size, ThetaSource
 from s2dlib.data.loader import Batch
+from s2dlib.kernels.motion import find_motion
 from s2dlib.model import S2DNet
-from s2dlib.motion import find_motion
 from s2dlib.sampler import Extent, Theta, anchored_zoom, centred_zoom, grid_centres
 
 
@@ -29,12 +29,13 @@ def moving_theta(
             drawn from torch's global generator. In time the moment of motion is off by itself.
     """
     extent, (T_D, H_D, W_D) = Extent.of(frames, n_frames), config.detail_size
+    n = n_frames.float()  # (B,)
     t, y, x = find_motion(frames, n_frames)  # (B,) each
     off = (torch.rand(3, len(t), device=t.device) * 2 - 1) * jitter  # in [-1, 1]. (3, B)
     s_t = torch.full_like(t, config.start_zoom[0])  # (B,)
     s_yx = config.start_zoom[1] * 1.25 ** off[0]  # (B,)
     y, x = y + s_yx * off[1] / 6, x + s_yx * off[2] / 6
-    mu_t, delta_t = centred_zoom(t + config.start_shift, s_t, extent.n_frames / T_D)
+    mu_t, delta_t = centred_zoom((t + config.start_shift) / n, s_t, n / T_D)
     mu_y, delta_y = centred_zoom(y, s_yx, extent.height / H_D)
     mu_x, delta_x = centred_zoom(x, s_yx, extent.width / W_D)
     space = (v[:, None].expand(-1, T_D) for v in (mu_y, mu_x, delta_y, delta_x))

@@ -1,0 +1,58 @@
+"""Runs with something changed about the full model: controls, trials, sweeps; used by Snakefile and
+tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A run with something changed about the full model, <preset>-<name>-<seed> (Snakefile)."""
+
+    words: str = ""  # its line in a table; empty: in none
+    variant: str = "a0"  # a row of Table 2
+    recipe: str = "joint"
+    # The runs whose weights SNet and DNet start from; None: their backbones' own.
+    start: tuple[str | None, str | None] = ("snet", "zoom")
+    fields: dict[str, Any] = field(default_factory=dict)  # of the configuration, by name
+
+
+TRIALS = {
+    "linear": Trial(words="linear filters (Sec. 3.2)", fields={"filters": "linear"}),
+    "fc": Trial(words="theta head of the paper, by FC layers", fields={"theta_head": "fc"}),
+    "detached": Trial(words="no gradient from theta into SNet", fields={"detach_theta": True}),
+    "nozoom": Trial(words="DNet has seen whole frames only", start=("snet", "closeups")),
+    "noclose": Trial(words="DNet starts from nothing", start=("snet", None)),  # learns from m alone
+    "paper": Trial(
+        words="the paper's words: from scratch, one stage, FC head",
+        recipe="paper",
+        start=(None, None),
+        fields={"theta_head": "fc"},
+    ),
+    "authors1": Trial(recipe="authors-1", fields={"theta_head": "fc", "detach_theta": True}),
+    "authors": Trial(
+        words="the release: two stages, FC head, its loss",
+        recipe="authors-2",
+        start=("authors1", "authors1"),
+        fields={"theta_head": "fc", "detach_theta": True},
+    ),
+}
+SWEEPS = {
+    "alpha-0.01": Trial(words="alpha = 0.01 (0.1)", fields={"alpha": 0.01}),
+    "alpha-1": Trial(words="alpha = 1 (0.1)", fields={"alpha": 1.0}),
+    "k-2": Trial(words="k = 2 (5)", fields={"k": 2}),
+    "k-10": Trial(words="k = 10 (5)", fields={"k": 10}),
+    "context-16": Trial(words="C_m = 16 (64)", fields={"context_dim": 16}),
+    "context-256": Trial(words="C_m = 256 (64)", fields={"context_dim": 256}),
+}
+CEILING = {"truth": Trial(words="trained with the truth", variant="b3", recipe="truth")}
+# Windows that are the same for all clips; the best one on the validation split is then trained on
+# all seeds, as "constant": what a global zoom gives without sampling by the clip.
+CONSTANT = {"constant": Trial(words="trained with the best constant window", variant="b3")}
+WINDOWS = {
+    f"window-{t}-{yx}": Trial(variant="b3", fields={"frozen_zoom": [t, yx]})
+    for t, yx in ((1.0, 1.0), (1.0, 0.85), (0.8, 0.85), (0.8, 0.7), (0.6, 0.7), (1.0, 0.5))
+}
