@@ -6,10 +6,12 @@
 import json
 
 from s2dlib.presets import VARIANTS
-from s2dlib.training.trials import CEILING, CONSTANT, SWEEPS, TRIALS, WINDOWS
+from s2dlib.training.trials import CEILING, CONSTANT, GRID, GRID_WINDOWS, SWEEPS, TRIALS, WINDOWS
 
-# The defaults are `make reproduce`; `make study` is every row over five seeds, with all trials.
+# The defaults are `make reproduce`; `make study` is every row over five seeds, with all trials;
+# `make grid` is every row over three seeds on GRID, whose index `s2d index grid` has made.
 PRESET = config.get("preset", "synthetic")
+DRAWN = PRESET.startswith("synthetic")
 RUNS = f"results/runs/{PRESET}"
 SHOWN = "results/notebooks" if PRESET == "synthetic" else f"results/notebooks/{PRESET}"
 TABLE2 = "table2" if PRESET == "synthetic" else f"table2-{PRESET}"
@@ -20,12 +22,15 @@ ROWS = [f"{row}-{s}" for row in VARIANTS for s in (SEEDS if row in ("a0", "a1", 
 STUDIED = range(config.get("trial_seeds", 0))  # of what is changed about the full model, below
 CONTROLLED = OTHERS if len(STUDIED) else []  # of the models that know where to look, or never look
 SWEPT = range(min(1, len(STUDIED)))  # of each value of a sweep
+CLOSEUPS = "-p train_split closeups" if DRAWN else ""  # where DNet learns to read
 # Published weights for the backbones, a name of torchvision's or a file: for synthetic-large.
 PUBLISHED = {
     net: f"-p {net}_weights {config[net]}" if net in config else "" for net in ("snet", "dnet")
 }
 # What is changed about the full model, each a run <preset>-<trial>-<seed>; the best window is
 # chosen by the rule `constant`, and authors1 is the first stage of authors.
+WINDOWS = WINDOWS if DRAWN else GRID_WINDOWS
+TRIALS, SWEEPS = (TRIALS, SWEEPS) if DRAWN else (GRID, {})
 CHANGED = TRIALS | CEILING | SWEEPS | WINDOWS
 TRIED = [f"{name}-{seed}" for name in TRIALS if name != "authors1" for seed in STUDIED]
 TRIED += [f"{name}-{seed}" for name in SWEEPS for seed in SWEPT]
@@ -54,9 +59,9 @@ rule all:
         shown=expand(
             f"{SHOWN}/{{name}}.ipynb",
             name=[
-                *("00_data", "01_detail_sampler", "03_cost", "04_table2"),
-                *("05_figure4", "06_tables", "07_predict", "08_inspector"),
-                *("09_looking", "10_latency"),
+                *("00_data", "04_table2", "05_figure4", "09_looking"),
+                *(("01_detail_sampler", "03_cost", "06_tables", "07_predict") if DRAWN else ()),
+                *(("08_inspector", "10_latency") if DRAWN else ()),
             ],
         ),
     localrule: True
@@ -66,12 +71,14 @@ rule all:
             print(f"  {path}")
 
 
-rule videos:
-    output:
-        CSV,
-    threads: workflow.cores
-    shell:
-        f"s2d synthetic --dataset {PRESET}"
+if DRAWN:
+
+    rule videos:
+        output:
+            CSV,
+        threads: workflow.cores
+        shell:
+            f"s2d synthetic --dataset {PRESET}"
 
 
 def train(name, arguments):
@@ -97,7 +104,7 @@ rule snet_alone:  # the start of SNet in every row
         train("snet-{wildcards.seed}", f"-p variant a1 -p recipe snet -p test_split val {PUBLISHED['snet']}")
 
 
-rule dnet_closeups:  # DNet learns the details, large and centred
+rule dnet_closeups:  # DNet learns the details, large and centred, or those of what moves
     input:
         CSV,
     output:
@@ -111,8 +118,7 @@ rule dnet_closeups:  # DNet learns the details, large and centred
     shell:
         train(
             "closeups-{wildcards.seed}",
-            "-p variant a2 -p recipe closeups -p train_split closeups -p test_split val"
-            f" {PUBLISHED['dnet']}",
+            f"-p variant a2 -p recipe closeups {CLOSEUPS} -p test_split val {PUBLISHED['dnet']}",
         )
 
 
@@ -130,8 +136,7 @@ rule dnet_zoom:  # then to read them at any zoom: the start of DNet in every row
     shell:
         train(
             "zoom-{wildcards.seed}",
-            "-p variant a2 -p recipe zoom -p train_split closeups -p test_split val"
-            " -p dnet_from ../{input}",
+            f"-p variant a2 -p recipe zoom {CLOSEUPS} -p test_split val -p dnet_from ../{{input}}",
         )
 
 

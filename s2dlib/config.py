@@ -117,10 +117,10 @@ class DataConfig(Config):
 
 
 # "model": as the row says. "frozen": as rows without sampling. "random": windows that know nothing
-# of the clip, which teach DNet to read at any zoom (D9). "motion": around what moves, as large and
-# as much later as the attention starts (start_zoom, start_shift). "truth": on the detail, where it
-# is known; of a detail known in time alone, on what moves at that time.
-ThetaSource = Literal["model", "frozen", "random", "motion", "truth"]
+# of the clip, which teach DNet to read at any zoom (D9). "motion": on what moves, as large and as
+# much later as start_zoom and start_shift say; "around": there, at random times. "truth": on the
+# detail, where it is known; of a detail known in time alone, on what moves at that time.
+ThetaSource = Literal["model", "frozen", "random", "motion", "around", "truth"]
 
 
 @dataclass(frozen=True, kw_only=True)

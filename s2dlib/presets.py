@@ -143,11 +143,14 @@ _GRID_DATA = DataConfig(
 )
 _GRID_TRAIN = TrainConfig(epochs=24, batch_size=16, lr=3e-3, label_smoothing=0.1, eval_every=4)
 _GRID_RECIPES = {
-    # SNet alone; DNet alone, on small windows around what moves; then all together.
-    "snet": _GRID_TRAIN,
+    # SNet alone; DNet alone, on what moves, then around that at any time; then all together.
+    "snet": replace(_GRID_TRAIN, epochs=12),
     "closeups": replace(_GRID_TRAIN, epochs=48, theta_source="motion", eval_every=8),
-    "joint": replace(_GRID_TRAIN, epochs=8, lr=1e-3, lr_theta=4e-3, hold_zoom=2),
-    "truth": replace(_GRID_TRAIN, theta_source="truth"),
+    "zoom": replace(_GRID_TRAIN, epochs=16, lr=2e-3, theta_source="around"),
+    "joint": replace(_GRID_TRAIN, epochs=8, lr=1e-3, lr_theta=4e-3, hold_zoom=2, eval_every=2),
+    "truth": replace(
+        _GRID_TRAIN, epochs=8, lr=1e-3, lr_theta=4e-3, theta_source="truth", eval_every=2
+    ),
 }
 # For days on GPUs: a kill costs some minutes, and the loader has processes of its own.
 _LONG: dict[str, Any] = {"workers": 8, "checkpoint_steps": 500}

@@ -52,7 +52,33 @@ CEILING = {"truth": Trial(words="trained with the truth", variant="b3", recipe="
 # Windows that are the same for all clips; the best one on the validation split is then trained on
 # all seeds, as "constant": what a global zoom gives without sampling by the clip.
 CONSTANT = {"constant": Trial(words="trained with the best constant window", variant="b3")}
-WINDOWS = {
+WINDOWS = {  # in the middle
     f"window-{t}-{yx}": Trial(variant="b3", fields={"frozen_zoom": [t, yx]})
     for t, yx in ((1.0, 1.0), (1.0, 0.85), (0.8, 0.85), (0.8, 0.7), (0.6, 0.7), (1.0, 0.5))
+}
+# GRID's, of DNet alone, which takes a third of the time; also elsewhere than at the mean mouth.
+GRID_WINDOWS = {
+    f"window-{t}-{yx}-{'-'.join(map(str, at))}": Trial(
+        variant="a2", start=(None, "zoom"), fields={"frozen_zoom": [t, yx], "frozen_at": at}
+    )
+    for t, yx, at in (
+        *((t, yx, [0.52, 0.79, 0.4]) for t in (0.25, 0.35, 0.5) for yx in (0.45, 0.6)),
+        *((0.35, 0.45, at) for at in ([0.45, 0.79, 0.4], [0.6, 0.79, 0.4])),
+        *((0.35, 0.45, at) for at in ([0.52, 0.7, 0.4], [0.52, 0.79, 0.5])),
+    )
+}
+GRID = {
+    "tsm": Trial(
+        words="TSM alone, at as many multiply-adds",
+        variant="a1",
+        recipe="snet",
+        start=(None, None),
+        fields={"snet": "tiny-d", "synopsis_size": [32, 64, 64]},
+    ),
+    "start": Trial(
+        words="DNet alone, where the attention starts",
+        variant="a2",
+        start=(None, "zoom"),
+        fields={"theta_source": "motion"},
+    ),
 }

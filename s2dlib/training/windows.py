@@ -6,6 +6,7 @@ Axes: B clips, T_D detail frames.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,24 +19,32 @@ from s2dlib.sampler import Extent, Theta, anchored_zoom, centred_zoom, grid_cent
 
 
 def moving_theta(
-    frames: Tensor, n_frames: Tensor, config: ModelConfig, jitter: bool = True
+    frames: Tensor, n_frames: Tensor, config: ModelConfig, jitter: bool, at_random: bool = False
 ) -> Theta:
     """Windows around what moves, where an attention with start="motion" looks at first.
+
+    What is drawn comes from torch's global generator.
 
     Args:
         frames, n_frames: as in find_motion.
         config: detail_size, start_zoom, start_shift.
-        jitter: in space, a zoom times 0.8 to 1.25 and a centre up to a sixth of the window off,
-            drawn from torch's global generator. In time the moment of motion is off by itself.
+        jitter: in space a zoom times 0.8 to 1.25, and a centre up to a sixth of the window off. In
+            time the moment of motion is off by itself.
+        at_random: in time a zoom log-uniform in [0.2, 0.8], and a centre up to a quarter of the
+            clip off; a tenth of the clips keep the whole of it.
     """
     extent, (T_D, H_D, W_D) = Extent.of(frames, n_frames), config.detail_size
-    n = n_frames.float()  # (B,)
     t, y, x = find_motion(frames, n_frames)  # (B,) each
-    off = (torch.rand(3, len(t), device=t.device) * 2 - 1) * jitter  # in [-1, 1]. (3, B)
+    n, B = n_frames.float(), len(t)  # (B,)
+    off = (torch.rand(3, B, device=t.device) * 2 - 1) * jitter  # in [-1, 1]. (3, B)
     s_t = torch.full_like(t, config.start_zoom[0])  # (B,)
     s_yx = config.start_zoom[1] * 1.25 ** off[0]  # (B,)
-    y, x = y + s_yx * off[1] / 6, x + s_yx * off[2] / 6
-    mu_t, delta_t = centred_zoom((t + config.start_shift) / n, s_t, n / T_D)
+    t, y, x = (t + config.start_shift) / n, y + s_yx * off[1] / 6, x + s_yx * off[2] / 6
+    if at_random:
+        s_t, whole, by = torch.rand(3, B, device=t.device)
+        s_t = torch.where(whole < 0.1, 1.0, 0.2 * 4**s_t)
+        t = t + (by - 0.5) / 2
+    mu_t, delta_t = centred_zoom(t, s_t, n / T_D)
     mu_y, delta_y = centred_zoom(y, s_yx, extent.height / H_D)
     mu_x, delta_x = centred_zoom(x, s_yx, extent.width / W_D)
     space = (v[:, None].expand(-1, T_D) for v in (mu_y, mu_x, delta_y, delta_x))
@@ -152,22 +161,23 @@ def theta_from_source(model: S2DNet, batch: Batch, source: ThetaSource) -> Theta
         ValueError: the truth is asked for, of clips that have none.
     """
     extent, size = Extent.of(batch["frames"], batch["n_frames"]), model.config.detail_size
+    moving = partial(
+        moving_theta, batch["frames"], batch["n_frames"], model.config, jitter=model.training
+    )
     if source == "random":
         return random_theta(extent, size)
     if source == "frozen":
         return model.frozen_theta(extent)
     if source == "motion":
-        return moving_theta(batch["frames"], batch["n_frames"], model.config, model.training)
+        return moving()
+    if source == "around":
+        return moving(at_random=model.training)
     if source == "truth":
         if "truth" not in batch:
             raise ValueError(
                 "theta_source='truth': expected clips whose CSV has t and duration; these have no "
                 "truth"
             )
-        elsewhere = None
-        if batch["truth"].shape[1] == 2:
-            elsewhere = moving_theta(
-                batch["frames"], batch["n_frames"], model.config, model.training
-            )
+        elsewhere = moving() if batch["truth"].shape[1] == 2 else None
         return true_theta(batch["truth"], extent, size, elsewhere)
     return None
