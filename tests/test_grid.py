@@ -230,7 +230,7 @@ def test_moving_windows_lie_on_it_and_inside_the_clip():
     places, n = [(10, 70), (40, 40), (66, 20)] * 20, torch.full((60,), 12)
     config = replace(SMALL, start_zoom=(0.25, 0.4), start_shift=1.2)
     still = moving_theta(moving(places), n, config, jitter=False)
-    for theta in (still, moving_theta(moving(places), n, config)):
+    for theta in (still, moving_theta(moving(places), n, config, jitter=True)):
         for mu, delta, at in (
             (theta.mu_y, theta.delta_y, [y for y, _ in places]),
             (theta.mu_x, theta.delta_x, [x for _, x in places]),
