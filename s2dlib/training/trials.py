@@ -73,7 +73,7 @@ GRID = {
         variant="a1",
         recipe="snet",
         start=(None, None),
-        fields={"snet": "tiny-d", "synopsis_size": [32, 64, 64]},
+        fields={"snet": "tiny-d", "synopsis_size": [32, 64, 64], "epochs": 24},
     ),
     "start": Trial(
         words="DNet alone, where the attention starts",
