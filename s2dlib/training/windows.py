@@ -30,8 +30,8 @@ def moving_theta(
         config: detail_size, start_zoom, start_shift.
         jitter: in space a zoom times 0.8 to 1.25, and a centre up to a sixth of the window off. In
             time the moment of motion is off by itself.
-        at_random: in time a zoom log-uniform in [0.2, 0.8], and a centre up to a quarter of the
-            clip off; a tenth of the clips keep the whole of it.
+        at_random: in time a zoom that is log-uniform between the start's and four times that, and a
+            centre up to a start's window off; a tenth of the clips keep the whole of it.
     """
     extent, (T_D, H_D, W_D) = Extent.of(frames, n_frames), config.detail_size
     t, y, x = find_motion(frames, n_frames)  # (B,) each
@@ -41,9 +41,9 @@ def moving_theta(
     s_yx = config.start_zoom[1] * 1.25 ** off[0]  # (B,)
     t, y, x = (t + config.start_shift) / n, y + s_yx * off[1] / 6, x + s_yx * off[2] / 6
     if at_random:
-        s_t, whole, by = torch.rand(3, B, device=t.device)
-        s_t = torch.where(whole < 0.1, 1.0, 0.2 * 4**s_t)
-        t = t + (by - 0.5) / 2
+        by, zoom, whole = torch.rand(3, B, device=t.device)
+        t = t + (by * 2 - 1) * s_t
+        s_t = torch.where(whole < 0.1, 1.0, (s_t * 4**zoom).clamp(max=1))
     mu_t, delta_t = centred_zoom(t, s_t, n / T_D)
     mu_y, delta_y = centred_zoom(y, s_yx, extent.height / H_D)
     mu_x, delta_x = centred_zoom(x, s_yx, extent.width / W_D)
