@@ -86,9 +86,8 @@ class DataConfig(Config):
     n_frames: Count = 150  # T, at most; a shorter video gives fewer frames
     frame_stride: Count = 2  # tau
     min_frames: Count = 1  # a video with fewer frames at this stride is an error
-    # A video is placed at random in one of so many frames, whose rest is its own silence to and
-    # fro: the frames before column onset and from column end on, or its first and last tenth where
-    # the CSV has no such columns; 0: as it is
+    # A video lies at random in one of so many frames, the rest its own silence to and fro: before
+    # column onset and from column end, or its first and last tenth; 0: as it is
     within: Annotated[int, Field(ge=0)] = 0
     short_side: Count = 256  # pixels, before cropping
     crop: Count = 224  # H = W of the raw frames, pixels
@@ -96,8 +95,7 @@ class DataConfig(Config):
     scales: Annotated[tuple[Share, ...], Field(min_length=1)] = (1.0, 0.875, 0.75, 0.66)
     # 3: both ends and the centre of the longer side, scores averaged
     test_crops: Literal[1, 3] = 1
-    # Testing clips and squares: in the middle, or drawn at random, the same ones each time, so that
-    # no window suits them all
+    # Testing clips and squares: the middle ones, or drawn at random, the same ones each time
     test_clip: Literal["centre", "random"] = "centre"
     flip: Bool = True  # training only; not where left and right are labels
     gray: Bool = False  # keep one channel; the model repeats it after sampling
@@ -111,9 +109,7 @@ class DataConfig(Config):
         if self.crop > self.short_side:
             raise ValueError(f"crop={self.crop} does not fit short_side={self.short_side}")
         if self.test_clip == "random" and self.test_crops != 1:
-            raise ValueError(
-                f"test_clip='random' draws one square a clip, got test_crops={self.test_crops}"
-            )
+            raise ValueError(f"test_clip='random' needs test_crops=1, got {self.test_crops}")
 
 
 # "model": as the row says. "frozen": as rows without sampling. "random": windows that know nothing

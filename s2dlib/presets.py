@@ -5,7 +5,7 @@ An ablation, a preset and a baseline are values here, never copies of a model or
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from s2dlib.config import DataConfig, ModelConfig, Size, TrainConfig
@@ -45,30 +45,6 @@ def variant_of(config: ModelConfig, variant: str) -> ModelConfig:
         rows = ", ".join(sorted({*VARIANTS, *SAME_RUN}))
         raise ValueError(f"no row {variant!r} in Table 2; the rows are {rows}")
     return replace(config, **VARIANTS[row])
-
-
-def override(preset: Preset, recipe: str, changes: dict[str, Any]) -> Preset:
-    """A preset with fields changed by name, whichever of model, data or training holds each.
-
-    Args:
-        recipe: the recipe that is changed, the only one that the result keeps.
-        changes: field -> value.
-
-    Raises:
-        ValueError: no such recipe, or no such field.
-    """
-    if recipe not in preset.recipes:
-        raise ValueError(f"no recipe {recipe!r} here; there are {', '.join(preset.recipes)}")
-    configs: list[Any] = [preset.model, preset.data, preset.recipes[recipe]]
-    left = dict(changes)
-    for i, config in enumerate(configs):
-        names = {f.name for f in fields(config)} & left.keys()
-        configs[i] = replace(config, **{name: left.pop(name) for name in names})
-    model, data, train = configs
-    if left:
-        known = sorted(f.name for config in configs for f in fields(config))
-        raise ValueError(f"no fields {sorted(left)} in model, data or training; there are {known}")
-    return Preset(model=model, data=data, recipes={recipe: train})
 
 
 _SYNTHETIC_MODEL = ModelConfig(
@@ -114,43 +90,23 @@ _SYNTHETIC_RECIPES = {
     "authors-2": replace(_AUTHORS, epochs=13, lr=2e-3, lr_theta=2e-4, eval_every=2),
 }  # fmt: skip
 _GRID_MODEL = ModelConfig(
-    n_classes=10,
-    k=10,  # a glance that cannot read leaves the choice to DNet
-    snet="tiny-s",
-    dnet="tiny-3d",
-    synopsis_size=(32, 32, 32),
-    detail_size=(12, 24, 24),
-    context_dim=64,
-    theta_dim=16,
-    theta_head="attention",
-    start="motion",
-    start_zoom=(0.22, 0.25),  # fourteen frames, forty pixels
-    start_shift=11.0,
-    frozen_space="full",
-    dropout=0.2,
-)
+    n_classes=10, k=10,  # a glance that cannot read leaves the choice to DNet
+    snet="tiny-s", dnet="tiny-3d", synopsis_size=(32, 32, 32), detail_size=(12, 24, 24),
+    context_dim=64, theta_dim=16, theta_head="attention", frozen_space="full", dropout=0.2,
+    start="motion", start_zoom=(0.22, 0.25), start_shift=11.0,  # windows of 14 frames, 40 pixels
+)  # fmt: skip
 _GRID_DATA = DataConfig(
-    csv="data/grid/grid.csv",
-    n_frames=64,
-    frame_stride=1,
-    min_frames=64,
-    short_side=192,
-    crop=160,
-    scales=(160 / 192,),
-    gray=True,
-    cache="data/grid/cache",
-    test_clip="random",
-)
-_GRID_TRAIN = TrainConfig(epochs=24, batch_size=16, lr=3e-3, label_smoothing=0.1, eval_every=4)
+    csv="data/grid/grid.csv", cache="data/grid/cache", gray=True, test_clip="random",
+    n_frames=64, frame_stride=1, min_frames=64, short_side=192, crop=160, scales=(160 / 192,),
+)  # fmt: skip
+_GRID_TRAIN = TrainConfig(epochs=8, batch_size=16, lr=3e-3, label_smoothing=0.1, eval_every=4)
 _GRID_RECIPES = {
     # SNet alone; DNet alone, on what moves, then around that at any time; then all together.
     "snet": replace(_GRID_TRAIN, epochs=12),
     "closeups": replace(_GRID_TRAIN, epochs=48, theta_source="motion", eval_every=8),
     "zoom": replace(_GRID_TRAIN, epochs=16, lr=2e-3, theta_source="around"),
-    "joint": replace(_GRID_TRAIN, epochs=8, lr=1e-3, lr_theta=4e-3, hold_zoom=2, eval_every=2),
-    "truth": replace(
-        _GRID_TRAIN, epochs=8, lr=1e-3, lr_theta=4e-3, theta_source="truth", eval_every=2
-    ),
+    "joint": replace(_GRID_TRAIN, lr=1e-3, lr_theta=4e-3, hold_zoom=2, eval_every=2),
+    "truth": replace(_GRID_TRAIN, lr=1e-3, lr_theta=4e-3, theta_source="truth", eval_every=2),
 }
 # For days on GPUs: a kill costs some minutes, and the loader has processes of its own.
 _LONG: dict[str, Any] = {"workers": 8, "checkpoint_steps": 500}
@@ -167,21 +123,28 @@ _PAPER_RECIPES = _ALONE_RECIPES | {
     ),
 }  # fmt: skip
 _X3D_S_M = ModelConfig(
-    n_classes=400,
-    snet="x3d-s",
-    dnet="x3d-m",
-    synopsis_size=(16, 224, 224),
-    detail_size=(16, 144, 144),
-)
+    n_classes=400, snet="x3d-s", dnet="x3d-m",
+    synopsis_size=(16, 224, 224), detail_size=(16, 144, 144),
+)  # fmt: skip
 _SS_EFFICIENT = ModelConfig(n_classes=174, synopsis_size=(8, 144, 144), detail_size=(12, 144, 144))
 _MINI = DataConfig(csv="data/mini-kinetics/mini-kinetics.csv")
 _KINETICS = DataConfig(csv="data/kinetics400/kinetics400.csv", test_crops=3)  # Sec. 4.1
 _SSV2 = DataConfig(csv="data/ssv2/ssv2.csv", n_frames=85, flip=False)
+_SSV1 = replace(_SSV2, csv="data/ssv1/ssv1.csv")
 
 
-def _alone(n_classes: int, backbone: str, size: Size) -> ModelConfig:
+def _on_a_gpu(recipes: dict[str, TrainConfig]) -> dict[str, TrainConfig]:
+    """The recipes of tiny networks for large ones, which learn at smaller rates."""
+    return {
+        name: replace(recipe, lr=recipe.lr / 4, lr_theta=recipe.lr_theta / 4, workers=14)
+        for name, recipe in recipes.items()
+    }
+
+
+def _alone(n_classes: int, backbone: str, size: Size, data: DataConfig) -> Preset:
     """A single network, as an SNet without DNet."""
-    return ModelConfig(n_classes=n_classes, snet=backbone, dnet=None, synopsis_size=size)
+    model = ModelConfig(n_classes=n_classes, snet=backbone, dnet=None, synopsis_size=size)
+    return Preset(model=model, data=data, recipes=_ALONE_RECIPES)
 
 
 PRESETS: dict[str, Preset] = {
@@ -196,7 +159,7 @@ PRESETS: dict[str, Preset] = {
             cache="data/synthetic-distractors/cache",
         ),
         recipes=_SYNTHETIC_RECIPES,
-    ),
+    ),  # fmt: skip
     # The same in colour and at the paper's sizes, with its TSM networks: a row in minutes on a GPU.
     "synthetic-large": Preset(
         model=ModelConfig(
@@ -214,11 +177,8 @@ PRESETS: dict[str, Preset] = {
             scales=(224 / 256,),
             flip=False,
         ),
-        recipes={
-            name: replace(recipe, lr=recipe.lr / 4, lr_theta=recipe.lr_theta / 4, workers=14)
-            for name, recipe in _SYNTHETIC_RECIPES.items()
-        },
-    ),
+        recipes=_on_a_gpu(_SYNTHETIC_RECIPES),
+    ),  # fmt: skip
     # Table 2 and Table 3a: top-1 74.7, 18.0 G multiply-adds in the paper.
     "mini-kinetics": Preset(model=ModelConfig(n_classes=200), data=_MINI, recipes=_PAPER_RECIPES),
     # Table 1, Kinetics-400: top-1 78.0, 5.4 G a view (of 3). Counted: 7.9 G
@@ -236,37 +196,43 @@ PRESETS: dict[str, Preset] = {
     # Table 3b, Something-Something V2: top-1 62.5, 22 G. Counted: 24.8 G
     "ssv2-efficient": Preset(model=_SS_EFFICIENT, data=_SSV2, recipes=_PAPER_RECIPES),
     # Table 3b, Something-Something V1: top-1 49.7, 22 G. The model of ssv2-efficient.
-    "ssv1": Preset(
-        model=_SS_EFFICIENT, data=replace(_SSV2, csv="data/ssv1/ssv1.csv"), recipes=_PAPER_RECIPES
-    ),
+    "ssv1": Preset(model=_SS_EFFICIENT, data=_SSV1, recipes=_PAPER_RECIPES),
     # Single networks, their frames sampled uniformly. Table 4, TSM: top-1 63.4, 66 G, 24.3 M.
-    "tsm-r50": Preset(
-        model=_alone(174, "resnet50", (16, 224, 224)), data=_SSV2, recipes=_ALONE_RECIPES
-    ),
-    # Table 1 and Table 4, TDN-R50: top-1 65.3, 72 G. Counted: 71.3 G
-    "tdn-r50": Preset(  # 16 segments of 5 frames, almost one after another in a clip of 85
-        model=_alone(174, "tdn-r50", (80, 224, 224)), data=_SSV2, recipes=_PAPER_RECIPES
-    ),
+    "tsm-r50": _alone(174, "resnet50", (16, 224, 224), _SSV2),
+    # Table 1 and Table 4, TDN-R50: top-1 65.3, 72 G. Counted: 71.3 G. 16 segments of 5 frames,
+    # almost one after another in a clip of 85.
+    "tdn-r50": _alone(174, "tdn-r50", (80, 224, 224), _SSV2),
     # The paper's SNet on Mini-Kinetics (Table 2a, a1): top-1 68.6, 2.2 G.
-    "tsm-mn2": Preset(
-        model=ModelConfig(n_classes=200, dnet=None), data=_MINI, recipes=_ALONE_RECIPES
-    ),
+    "tsm-mn2": _alone(200, "mobilenet_v2", ModelConfig.synopsis_size, _MINI),
     # X3D at the sizes of its own paper (there 10 clips and 3 crops): top-1 73.3, 76.0, 79.1.
-    "x3d-s": Preset(
-        model=_alone(400, "x3d-s", (13, 160, 160)), data=_KINETICS, recipes=_ALONE_RECIPES
-    ),
-    "x3d-m": Preset(  # Table 1: 6.2 G
-        model=_alone(400, "x3d-m", (16, 256, 256)),
-        data=replace(_KINETICS, short_side=292, crop=256),
-        recipes=_ALONE_RECIPES,
-    ),
-    "x3d-xl": Preset(  # Table 1: 48 G
-        model=_alone(400, "x3d-xl", (16, 312, 312)),
-        data=replace(_KINETICS, short_side=356, crop=312),
-        recipes=_ALONE_RECIPES,
-    ),
+    "x3d-s": _alone(400, "x3d-s", (13, 160, 160), _KINETICS),
+    # Table 1: 6.2 G and 48 G
+    "x3d-m": _alone(400, "x3d-m", (16, 256, 256), replace(_KINETICS, short_side=292, crop=256)),
+    "x3d-xl": _alone(400, "x3d-xl", (16, 312, 312), replace(_KINETICS, short_side=356, crop=312)),
     # GRID, a spoken word (s2d index grid): the mouth tells, the whole picture tells when and where.
     "grid": Preset(model=_GRID_MODEL, data=_GRID_DATA, recipes=_GRID_RECIPES),
+    # The same sentences, each somewhere in a clip of twice the length, in the talker's own silence.
+    "grid-untrimmed": Preset(
+        model=replace(_GRID_MODEL, synopsis_size=(48, 32, 32), start_zoom=(0.11, 0.25)),
+        data=replace(_GRID_DATA, within=150, n_frames=128, min_frames=128),
+        recipes=_GRID_RECIPES,
+    ),
+    # As they were filmed, in colour, with the paper's networks: a row in minutes on a GPU.
+    "grid-large": Preset(
+        model=replace(
+            _GRID_MODEL,
+            snet="mobilenet_v2",
+            dnet="resnet50",
+            synopsis_size=(16, 144, 144),
+            detail_size=(12, 64, 64),
+            context_dim=256,
+            theta_dim=64,
+        ),
+        data=replace(
+            _GRID_DATA, short_side=288, crop=256, scales=(256 / 288,), gray=False, cache=None
+        ),
+        recipes=_on_a_gpu(_GRID_RECIPES),
+    ),  # fmt: skip
     # Videos of one's own, by a CSV: MobileNetV2 in both networks, fine-tuned on a CPU if need be.
     "videos": Preset(
         model=ModelConfig(
@@ -286,5 +252,5 @@ PRESETS: dict[str, Preset] = {
             scales=(128 / 144,),
         ),
         recipes={"joint": TrainConfig(epochs=15, batch_size=8, lr=5e-4, lr_theta=1e-3)},
-    ),
+    ),  # fmt: skip
 }

@@ -108,12 +108,9 @@ FILTERS = {"gaussian": gaussian_filters, "linear": linear_filters}
 
 
 def frozen_theta(
-    extent: Extent,
-    size: Size,
-    space: str,
-    zoom: tuple[float, float] = (1.0, 1.0),
-    at: tuple[float, float, float] = (0.5, 0.5, 0.5),
-) -> Theta:
+    extent: Extent, size: Size, space: str,
+    zoom: tuple[float, float] = (1.0, 1.0), at: tuple[float, float, float] = (0.5, 0.5, 0.5),
+) -> Theta:  # fmt: skip
     """Theta that knows nothing of the clip: rows a2, b1, b3, c1 of Table 2 (Sec. 4.3).
 
     Args:
@@ -153,8 +150,8 @@ def anchored_zoom(anchor: Tensor, zoom: Tensor, full: Tensor | float) -> tuple[T
 def centred_zoom(centre: Tensor, zoom: Tensor, full: Tensor | float) -> tuple[Tensor, Tensor]:
     """Shrink the uniform grid around a centre, moved as far as the window would leave the clip.
 
-    An anchor s times as far from the middle as the window is not where the window is; this is, and
-    a start that knows where to look needs it (docs/decisions.md, D8). Arguments as above.
+    A start that knows where to look needs it; an anchor is not where its window is (D8). Arguments
+    as above.
     """
     return torch.minimum(torch.maximum(centre, zoom / 2), 1 - zoom / 2), zoom * full
 

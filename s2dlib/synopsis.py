@@ -282,12 +282,10 @@ class SNet(nn.Module):
         if self.context_head is None:
             return logits, mask, None, None
         context = self.context_head(self.dropout(pooled), mask)  # Eq. 5
-        config = self.config
-        theta = frozen_theta(
-            extent, config.detail_size, config.frozen_space, config.frozen_zoom, config.frozen_at
-        )
+        c = self.config
+        theta = frozen_theta(extent, c.detail_size, c.frozen_space, c.frozen_zoom, c.frozen_at)
         if self.theta_head is not None:  # Eq. 4
-            e = features.detach() if config.detach_theta else features
+            e = features.detach() if c.detach_theta else features
             theta = self.theta_head(e, mask, theta, extent)
         return logits, mask, theta, context
 

@@ -20,8 +20,8 @@ from PIL import Image
 
 import s2dlib
 from s2dlib.data.synthetic import DATASETS, render
-from s2dlib.presets import override
 from s2dlib.report.records import provenance
+from s2dlib.training.trials import override
 
 ROOT = Path(__file__).resolve().parents[1]
 STORED = Path(__file__).with_name("golden.json")

@@ -166,7 +166,7 @@ def test_random_test_clips_are_neither_mirrored_nor_resized(clips):
     wide = replace(clips.config, scales=(1.0,), flip=True)
     for one, two in zip(clips, VideoDataset(wide, "test", train=False), strict=True):
         assert torch.equal(one["frames"], two["frames"])
-    with pytest.raises(ValueError, match="test_clip='random' draws one square a clip"):
+    with pytest.raises(ValueError, match="test_clip='random' needs test_crops=1"):
         replace(clips.config, test_crops=3)
 
 

@@ -4,8 +4,10 @@ tables.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+from s2dlib.presets import Preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +84,27 @@ GRID = {
         fields={"theta_source": "motion"},
     ),
 }
+
+
+def override(preset: Preset, recipe: str, changes: dict[str, Any]) -> Preset:
+    """A preset with fields changed by name, whichever of model, data or training holds each.
+
+    Args:
+        recipe: the recipe that is changed, the only one that the result keeps.
+        changes: field -> value.
+
+    Raises:
+        ValueError: no such recipe, or no such field.
+    """
+    if recipe not in preset.recipes:
+        raise ValueError(f"no recipe {recipe!r} here; there are {', '.join(preset.recipes)}")
+    configs: list[Any] = [preset.model, preset.data, preset.recipes[recipe]]
+    left = dict(changes)
+    for i, config in enumerate(configs):
+        names = {f.name for f in fields(config)} & left.keys()
+        configs[i] = replace(config, **{name: left.pop(name) for name in names})
+    model, data, train = configs
+    if left:
+        known = sorted(f.name for config in configs for f in fields(config))
+        raise ValueError(f"no fields {sorted(left)} in model, data or training; there are {known}")
+    return Preset(model=model, data=data, recipes={recipe: train})
