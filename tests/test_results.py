@@ -23,12 +23,12 @@ from s2dlib.report.looking import metrics_of, sampling_locations_of_run, top1_by
 from s2dlib.report.records import command, load_run, provenance, read_records, write_record
 from s2dlib.report.tables import (
     CONTROLS,
-    PARTS,
     comparisons,
     difference,
     full_model_comparison,
     paper_comparison,
     paper_table,
+    parts,
     table2,
     to_markdown,
     write_table,
@@ -36,7 +36,7 @@ from s2dlib.report.tables import (
 from s2dlib.sampler import Extent, frozen_theta
 from s2dlib.training.checkpoints import write_weights
 from s2dlib.training.evaluation import evaluate
-from s2dlib.training.trials import WINDOWS
+from s2dlib.training.trials import GRID_WINDOWS, WINDOWS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "results" / "paper.csv"
@@ -229,19 +229,28 @@ def test_controls_and_trials_stand_beside_the_full_model_of_their_seed(record, t
     assert table.loc[["k", "never"], ["top1", "a0_minus"]].isna().all(axis=None)
 
 
-def test_every_line_of_parts_and_controls_is_a_run_of_the_graph_and_the_other_way_round(tmp_path):
+@pytest.mark.parametrize(
+    ("preset", "windows", "more"),
+    [("synthetic", WINDOWS, {"authors1"}), ("grid", GRID_WINDOWS, {})],
+)
+def test_every_line_of_parts_and_controls_is_a_run_of_the_graph_and_the_other_way_round(
+    tmp_path, preset, windows, more
+):
     for name in ("Snakefile", "s2dlib", "notebooks"):
         (tmp_path / name).symlink_to(ROOT / name)
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "2"]
-    command += ["--config", "seeds=1", "other_seeds=1", "trial_seeds=1"]
+    if preset == "grid":  # its owners' videos, indexed by hand
+        (tmp_path / "data" / preset).mkdir(parents=True)
+        (tmp_path / "data" / preset / "grid.csv").touch()
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "2", "--config"]
+    command += [f"preset={preset}", "seeds=1", "other_seeds=1", "trial_seeds=1"]
     home = dict(os.environ, HOME="/nowhere")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=home)
     assert done.returncode == 0, done.stderr
-    planned = set(re.findall(r"runs/synthetic-(\S+)-0/metrics.json", done.stdout + done.stderr))
-    starts = {"snet", "closeups", "zoom", "authors1"}  # stages before a run that a table shows
-    shown = {*PARTS.values(), *(kind for kind in CONTROLS.values() if kind[:5] != "top1_")}
-    assert shown - {"a0"} == planned - {*VARIANTS, *WINDOWS, *starts}
-    assert "a0" in planned and planned >= {*VARIANTS, *WINDOWS, *starts}
+    found = re.findall(rf"runs/{preset}-(\S+)-0/metrics.json", done.stdout + done.stderr)
+    planned, starts = set(found), {"snet", "closeups", "zoom", *more}  # stages before a run
+    shown = {*parts(preset).values(), *(kind for kind in CONTROLS.values() if kind[:5] != "top1_")}
+    assert shown - {"a0"} == planned - {*VARIANTS, *windows, *starts}
+    assert "a0" in planned and planned >= {*VARIANTS, *windows, *starts}
 
 
 def test_a_line_of_the_paper_gets_our_number_only_from_a_run_of_its_preset(record, tmp_path):

@@ -16,7 +16,7 @@ from scipy import stats
 from s2dlib.data.files import write_atomic
 from s2dlib.presets import SAME_RUN
 from s2dlib.report.records import write_json
-from s2dlib.training.trials import CEILING, CONSTANT, SWEEPS, TRIALS
+from s2dlib.training.trials import CEILING, CONSTANT, GRID, SWEEPS, TRIALS
 
 MARKS = {  # what is on in each row of Table 2 (the paper's tick marks)
     **{"a1": "SNet", "a2": "DNet", "a0": "SNet, DNet"},
@@ -45,10 +45,6 @@ CONTROLS = {  # words -> a metric of the full model's runs, or a trial
     "the true centre, own strides": "top1_truth",
     **{trial.words: name for name, trial in (CONSTANT | CEILING).items()},
 }
-PARTS = {  # words -> the trial that changes one thing about the full model
-    "the full model (a0)": "a0",
-    **{trial.words: name for name, trial in (TRIALS | SWEEPS).items() if trial.words},
-}
 OURS = {  # table and row of the paper -> the preset that is that row
     ("1-k400", "S2DNet X3D-S/X3D-M"): "kinetics400-x3d-s-m",
     ("1-k400", "S2DNet X3D-S/X3D-XL"): "kinetics400-x3d-s-xl",
@@ -64,6 +60,13 @@ OURS = {  # table and row of the paper -> the preset that is that row
     ("4", "TSM R50"): "tsm-r50",
     ("4", "TDN R50"): "tdn-r50",
 }
+
+
+def parts(preset: str) -> dict[str, str]:
+    """Words -> the trial that changes one thing about a preset's full model, or is its rival."""
+    trials = GRID if preset.startswith("grid") else TRIALS | SWEEPS
+    lines = {trial.words: name for name, trial in trials.items() if trial.words}
+    return {"the full model (a0)": "a0"} | lines
 
 
 def paper_table(path: str | Path) -> pd.DataFrame:
