@@ -9,7 +9,7 @@ MEASURED := results/benchmarks
 # other on more.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup reproduce study bench gpu test quick lint lab lock
+.PHONY: setup reproduce study grid bench gpu test quick lint lab lock
 
 setup: $(READY)  ## the environment in .venv: source .venv/bin/activate
 
@@ -18,6 +18,9 @@ reproduce: $(READY)  ## videos -> all runs of Table 2 -> tables and figures; res
 
 study: $(READY)  ## the same over five seeds, with controls, trials and sweeps
 	$(MAKE) reproduce CONFIG="seeds=5 other_seeds=5 trial_seeds=2"
+
+grid: $(READY)  ## every row over three seeds on GRID, with its controls: data/README.md says how to get the index
+	$(MAKE) reproduce CONFIG="preset=grid seeds=3 other_seeds=3 trial_seeds=3"
 
 bench: $(READY)  ## every benchmark, into results/benchmarks: on a CPU, or with GPUS=1 on a GPU at the paper's sizes
 ifneq ($(filter-out 0,$(GPUS)),)
