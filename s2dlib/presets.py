@@ -90,7 +90,7 @@ _SYNTHETIC_RECIPES = {
     "authors-2": replace(_AUTHORS, epochs=13, lr=2e-3, lr_theta=2e-4, eval_every=2),
 }  # fmt: skip
 _GRID_MODEL = ModelConfig(
-    n_classes=10, k=10,  # a glance that cannot read leaves the choice to DNet
+    n_classes=25, k=25,  # letters are most; a glance that cannot read leaves the choice to DNet
     snet="tiny-s", dnet="tiny-3d", synopsis_size=(32, 32, 32), detail_size=(12, 24, 24),
     context_dim=64, theta_dim=16, theta_head="attention", frozen_space="full", dropout=0.2,
     start="motion", start_zoom=(0.22, 0.25), start_shift=11.0,  # windows of 14 frames, 40 pixels

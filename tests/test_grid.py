@@ -26,6 +26,7 @@ from s2dlib.report.looking import metrics_of
 from s2dlib.report.plots import LOOKING, theta_curves
 from s2dlib.sampler import Extent, centred_zoom
 from s2dlib.training.optim import make_optimizer
+from s2dlib.training.trials import override
 from s2dlib.training.windows import (
     distance_to_truth,
     moving_theta,
@@ -247,6 +248,30 @@ def test_a_source_of_motion_draws_in_training_and_not_in_testing():
     batch = {"frames": moving([(40, 40)] * 8), "n_frames": torch.full((8,), 12)}
     assert theta_from_source(model.train(), batch, "motion").mu_y.unique().numel() > 4
     assert theta_from_source(model.eval(), batch, "motion").mu_y.unique().numel() == 1
+
+
+def test_windows_around_what_moves_reach_it_at_any_time_and_up_to_four_times_as_long():
+    model = build_model(replace(SMALL, start_zoom=(0.2, 0.4)), "a2")
+    batch = {"frames": moving([(40, 40)] * 200, T=40), "n_frames": torch.full((200,), 40)}
+    theta = theta_from_source(model.train(), batch, "around")
+    zoom = theta.delta_t * 4 / 40
+    whole = zoom > 0.999
+    assert 0 < whole.float().mean() < 0.25 and zoom.min() > 0.199
+    assert 0.7 < zoom[~whole].max() <= 0.8 + 1e-5
+    off = (theta.mu_t - 0.5).abs()
+    assert 0.15 < off.max() < 0.26 and theta.mu_t.unique().numel() > 100
+    still = theta_from_source(model.eval(), batch, "around")
+    assert_close(still.delta_t, torch.full((200,), 2.0))
+
+
+def test_another_word_of_the_sentence_needs_its_index_alone(grid):
+    model = {}
+    for word in ("digit", "letter"):
+        index(grid, "--word", word, "--fractions", "1", "0", "0")
+        setting = override(PRESETS["grid"], "joint", {"csv": str(grid / "grid.csv"), "cache": None})
+        classes = VideoDataset(setting.data, "train", train=True).classes
+        model[word] = build_model(setting.model, n_classes=len(classes))
+        assert model[word].config.k == len(classes) == 4  # k = N, whatever N
 
 
 def test_attention_starts_on_what_moves_where_it_is_asked_to():
