@@ -5,7 +5,7 @@
 
 import json
 
-from s2dlib.presets import VARIANTS
+from s2dlib.presets import PRESETS, VARIANTS
 from s2dlib.training.trials import CEILING, CONSTANT, GRID, GRID_WINDOWS, SWEEPS, TRIALS, WINDOWS
 
 # The defaults are `make reproduce`; `make study` is every row over five seeds, with all trials;
@@ -15,7 +15,7 @@ DRAWN = PRESET.startswith("synthetic")
 RUNS = f"results/runs/{PRESET}"
 SHOWN = "results/notebooks" if PRESET == "synthetic" else f"results/notebooks/{PRESET}"
 TABLE2 = "table2" if PRESET == "synthetic" else f"table2-{PRESET}"
-CSV = f"data/{PRESET}/{PRESET}.csv"
+CSV = PRESETS[PRESET].data.csv
 SEEDS = range(config.get("seeds", 3))  # of the full model and of each network alone
 OTHERS = range(config.get("other_seeds", 1))  # of the other rows of Table 2
 ROWS = [f"{row}-{s}" for row in VARIANTS for s in (SEEDS if row in ("a0", "a1", "a2") else OTHERS)]
