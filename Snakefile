@@ -11,7 +11,8 @@ from s2dlib.training.trials import CEILING, CONSTANT, GRID, GRID_WINDOWS, SWEEPS
 # The defaults are `make reproduce`; `make study` is every row over five seeds, with all trials;
 # `make grid` is every row over three seeds on GRID, whose index `s2d index grid` has made.
 PRESET = config.get("preset", "synthetic")
-DRAWN = PRESET.startswith("synthetic")
+DRAWN, SPOKEN = PRESET.startswith("synthetic"), PRESET.startswith("grid")
+STAGED = "joint" in PRESETS[PRESET].recipes  # else the paper's words: one stage, from published weights
 RUNS = f"results/runs/{PRESET}"
 SHOWN = "results/notebooks" if PRESET == "synthetic" else f"results/notebooks/{PRESET}"
 TABLE2 = "table2" if PRESET == "synthetic" else f"table2-{PRESET}"
@@ -23,15 +24,17 @@ STUDIED = range(config.get("trial_seeds", 0))  # of what is changed about the fu
 CONTROLLED = OTHERS if len(STUDIED) else []  # of the models that know where to look, or never look
 SWEPT = range(min(1, len(STUDIED)))  # of each value of a sweep
 CLOSEUPS = "-p train_split closeups" if DRAWN else ""  # where DNet learns to read
-# Published weights for the backbones, a name of torchvision's or a file: for synthetic-large.
+# Published weights for the backbones, a name of torchvision's or a file: for large networks.
 PUBLISHED = {
     net: f"-p {net}_weights {config[net]}" if net in config else "" for net in ("snet", "dnet")
 }
+NETWORKS = {"snet": "a2", "dnet": "a1"}  # and the row that does without it
 # What is changed about the full model, each a run <preset>-<trial>-<seed>; the best window is
 # chosen by the rule `constant`, and authors1 is the first stage of authors.
 WINDOWS = WINDOWS if DRAWN else GRID_WINDOWS
 TRIALS, SWEEPS = (TRIALS, SWEEPS) if DRAWN else (GRID, {})
 CHANGED = TRIALS | CEILING | SWEEPS | WINDOWS
+STUDIED = STUDIED if DRAWN or SPOKEN else []
 TRIED = [f"{name}-{seed}" for name in TRIALS if name != "authors1" for seed in STUDIED]
 TRIED += [f"{name}-{seed}" for name in SWEEPS for seed in SWEPT]
 TRIED += [f"{name}-0" for name in WINDOWS for seed in SWEPT]
@@ -140,19 +143,32 @@ rule dnet_zoom:  # then to read them at any zoom: the start of DNet in every row
         )
 
 
+def row_starts(wildcards):
+    """The weights that a row's networks start from, by the name of its parameter."""
+    stages = {"snet": "snet", "dnet": "zoom"} if STAGED else {}
+    return {
+        f"{net}_from": f"{RUNS}-{stage}-{wildcards.seed}/model.safetensors"
+        for net, stage in stages.items()
+        if wildcards.row != NETWORKS[net]
+    }
+
+
 rule row:  # one row of Table 2, all together or what it keeps of the model
     input:
-        snet=rules.snet_alone.output[0],
-        dnet=rules.dnet_zoom.output[0],
+        CSV,
+        unpack(row_starts),
     output:
         f"{RUNS}-{{row}}-{{seed}}/model.safetensors",
         f"{RUNS}-{{row}}-{{seed}}/metrics.json",
     log:
         f"{RUNS}-{{row}}-{{seed}}/train.ipynb",
     params:
-        start=lambda wildcards, input: (
-            f"-p snet_from ../{input.snet} " * (wildcards.row != "a2")
-            + f"-p dnet_from ../{input.dnet}" * (wildcards.row != "a1")
+        start=lambda wildcards, input: " ".join(
+            [
+                *(f"-p {key} ../{path}" for key, path in input.items() if key),
+                *([] if STAGED else ["-p recipe paper -p test_split val"]),
+                *(PUBLISHED[n] for n, row in NETWORKS.items() if not STAGED and wildcards.row != row),
+            ]
         ),
     resources:
         gpu=1,

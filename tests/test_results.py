@@ -229,6 +229,22 @@ def test_controls_and_trials_stand_beside_the_full_model_of_their_seed(record, t
     assert table.loc[["k", "never"], ["top1", "a0_minus"]].isna().all(axis=None)
 
 
+def plan(folder: Path, preset: str, *settings: str) -> str:
+    """What the graph of runs would do for a preset, its commands among it."""
+    for name in ("Snakefile", "s2dlib", "notebooks"):
+        (folder / name).symlink_to(ROOT / name)
+    if not preset.startswith("synthetic"):  # its owners' videos, indexed by hand
+        csv = folder / PRESETS[preset].data.csv
+        csv.parent.mkdir(parents=True)
+        csv.touch()
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--printshellcmds", "--cores", "2"]
+    command += ["--config", f"preset={preset}", "seeds=1", "other_seeds=1", *settings]
+    home = dict(os.environ, HOME="/nowhere")
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=home)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("preset", "windows", "more"),
     [("synthetic", WINDOWS, {"authors1"}), ("grid", GRID_WINDOWS, {})],
@@ -236,21 +252,22 @@ def test_controls_and_trials_stand_beside_the_full_model_of_their_seed(record, t
 def test_every_line_of_parts_and_controls_is_a_run_of_the_graph_and_the_other_way_round(
     tmp_path, preset, windows, more
 ):
-    for name in ("Snakefile", "s2dlib", "notebooks"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    if preset == "grid":  # its owners' videos, indexed by hand
-        (tmp_path / "data" / preset).mkdir(parents=True)
-        (tmp_path / "data" / preset / "grid.csv").touch()
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "2", "--config"]
-    command += [f"preset={preset}", "seeds=1", "other_seeds=1", "trial_seeds=1"]
-    home = dict(os.environ, HOME="/nowhere")
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=home)
-    assert done.returncode == 0, done.stderr
-    found = re.findall(rf"runs/{preset}-(\S+)-0/metrics.json", done.stdout + done.stderr)
+    found = re.findall(
+        rf"runs/{preset}-(\S+)-0/metrics.json", plan(tmp_path, preset, "trial_seeds=1")
+    )
     planned, starts = set(found), {"snet", "closeups", "zoom", *more}  # stages before a run
     shown = {*parts(preset).values(), *(kind for kind in CONTROLS.values() if kind[:5] != "top1_")}
     assert shown - {"a0"} == planned - {*VARIANTS, *windows, *starts}
     assert "a0" in planned and planned >= {*VARIANTS, *windows, *starts}
+
+
+@pytest.mark.parametrize("preset", ["synthetic", "grid-untrimmed", "mini-kinetics"])
+def test_every_command_of_the_graph_names_a_recipe_of_its_preset(tmp_path, preset):
+    commands = re.findall(r"s2d run notebooks/02_train.ipynb.*", plan(tmp_path, preset))
+    assert len(commands) >= len(VARIANTS)
+    for text in commands:
+        (recipe,) = re.findall(r"-p recipe (\S+)", text) or ["joint"]  # 02_train's own
+        assert f"-p preset {preset} " in text and recipe in PRESETS[preset].recipes
 
 
 def test_a_line_of_the_paper_gets_our_number_only_from_a_run_of_its_preset(record, tmp_path):
