@@ -8,9 +8,7 @@ import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from s2dlib.data.annotations import (
     read_folders,
@@ -26,6 +24,9 @@ from s2dlib.data.lists import read_list
 from s2dlib.data.splits import file_and_split
 from s2dlib.data.table import escape
 from s2dlib.presets import PRESETS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Format(NamedTuple):

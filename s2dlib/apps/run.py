@@ -18,7 +18,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import papermill
 import yaml
 from ipykernel.kernelspec import write_kernel_spec
 from traitlets.config import Config
@@ -66,6 +65,8 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
             or an output that does not end in .ipynb, is the notebook itself, or is no executed copy
             (files.check_output).
     """
+    import papermill
+
     notebook, output = Path(notebook), Path(output)
     known = inspect_parameters(notebook)
     check_parameters(notebook, parameters, known)
@@ -106,6 +107,8 @@ def inspect_parameters(notebook: Path) -> Known:
     if not notebook.is_file():
         words = "no such notebook; they live in notebooks/"
         raise FileNotFoundError(f"{as_text(notebook)}: {words}")
+    import papermill
+
     return papermill.inspect_notebook(_no_template(notebook))
 
 
