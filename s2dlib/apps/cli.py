@@ -94,7 +94,7 @@ def run(parser: ArgumentParser) -> Call:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         parameters = parse_parameters(args.notebook, args.p)
 
-        import papermill  # takes a second, which a misspelt name of a notebook need not
+        import papermill
 
         try:
             run_notebook(args.notebook, args.output, parameters)

@@ -65,8 +65,6 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
             or an output that does not end in .ipynb, is the notebook itself, or is no executed copy
             (files.check_output).
     """
-    import papermill
-
     notebook, output = Path(notebook), Path(output)
     known = inspect_parameters(notebook)
     check_parameters(notebook, parameters, known)
@@ -78,6 +76,8 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
     end = re.escape(json.dumps(output.name, ensure_ascii=False)[1:].encode())
     check_output(output, [notebook], rb'"output_path": "(?:[^"\n]*/)?' + end)
     output.parent.mkdir(parents=True, exist_ok=True)
+    import papermill
+
     with tempfile.TemporaryDirectory(prefix="s2d") as folder:
         # JUPYTER_PATH comes before the kernels of the user's home and of the environment
         write_kernel_spec(Path(folder) / "kernels" / "python3")
@@ -107,7 +107,7 @@ def inspect_parameters(notebook: Path) -> Known:
     if not notebook.is_file():
         words = "no such notebook; they live in notebooks/"
         raise FileNotFoundError(f"{as_text(notebook)}: {words}")
-    import papermill
+    import papermill  # takes seconds, mostly a grammar of jsonschema's: not in vain
 
     return papermill.inspect_notebook(_no_template(notebook))
 

@@ -14,15 +14,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from s2dlib.data.classes import Classes, Row, normalise, number_labels
 from s2dlib.data.files import write_atomic
 from s2dlib.data.listing import VIDEOS, list_folder
 from s2dlib.data.table import absolute_path, escape, read_lines
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 COLUMNS = ["path", "label", "label_name", "split", "name"]  # of an index, and how its owner says it
 
@@ -44,8 +42,6 @@ def make_index(
     Raises:
         ValueError: an unknown class, a video with two labels or splits, nothing found at all.
     """
-    import pandas as pd
-
     videos, notes = list_folder(folder)
     by_end = _paths_by_end(videos)
     notes += [*dict.fromkeys(row.note for row in rows if row.note), *_unlabelled(rows)]
@@ -182,8 +178,6 @@ def missing_of(index: str | Path) -> Path:
 
 def read_missing(index: str | Path) -> pd.DataFrame:
     """Videos that their owner names and that were not found: name, label, split, as text."""
-    import pandas as pd
-
     path = missing_of(index)
     if not path.is_file():
         return pd.DataFrame(columns=["name", "label", "split"])
@@ -200,8 +194,6 @@ def write_checked(index: str | Path, bad: Iterable[str], found: pd.DataFrame | N
     Returns:
         The index to go on with: the one given, where no video of it is bad.
     """
-    import pandas as pd
-
     bad, (header, *rows) = set(bad), [fields for _, fields in read_lines(index)]
     table = pd.DataFrame(rows, columns=[name.strip() for name in header], dtype=object)
     folder = os.path.abspath(os.path.dirname(index))
