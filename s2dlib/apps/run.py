@@ -14,7 +14,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,8 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
         ipc = os.name == "posix" and len(folder) + 20 < SOCKET_PATH  # no ports, so no clashes
         transport = {"transport": "ipc", "connection_file": f"{folder}/k.json"} if ipc else {}
         command = command_text(notebook, output, parameters, known)
-        gpu: AbstractContextManager[dict[str, str]] = nullcontext({})
-        if wants_one_gpu(notebook, known, parameters):
-            gpu = reserve_gpu()
+        wants_one = wants_one_gpu(notebook, known, parameters)
+        gpu = reserve_gpu() if wants_one else nullcontext(dict[str, str]())
         with gpu as visible, environment(S2D_COMMAND=command, JUPYTER_PATH=folder, **visible):
             papermill.execute_notebook(
                 _no_template(notebook),
