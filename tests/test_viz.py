@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import seaborn as sns
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
@@ -20,6 +21,7 @@ from s2dlib.report.figures import (
     BLUE,
     GAP,
     GREEN,
+    ORANGE,
     RED,
     boxes,
     figure4,
@@ -144,6 +146,10 @@ def test_figure_4_without_a_known_class_names_the_verdicts_alone(theta):
     assert figure.texts[0].get_text() == "SNet: class 6; S2DNet: class 2"
     assert not [t for t in figure.findobj(Text) if "(true)" in t.get_text()]
     plt.close(figure)
+
+
+def test_colours_are_those_of_seaborns_palette_for_the_colour_blind():
+    assert [BLUE, ORANGE, GREEN, RED] == sns.color_palette("colorblind")[:4]
 
 
 @pytest.mark.parametrize("unit", [1, 255])

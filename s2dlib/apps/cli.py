@@ -89,13 +89,14 @@ def run(parser: ArgumentParser) -> Call:
     )  # fmt: skip
 
     def call(args: Namespace) -> None:
-        import papermill
-
         from s2dlib.apps.run import parse_parameters, run_notebook
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
+        parameters = parse_parameters(args.notebook, args.p)
+
+        import papermill
+
         try:
-            parameters = parse_parameters(args.notebook, args.p)
             run_notebook(args.notebook, args.output, parameters)
         except papermill.PapermillExecutionError as error:
             sys.exit(f"{error}\nerror: {args.notebook} failed; executed so far: {args.output}")

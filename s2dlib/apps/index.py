@@ -8,9 +8,7 @@ import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from s2dlib.data.annotations import (
     read_folders,
@@ -21,11 +19,13 @@ from s2dlib.data.annotations import (
 from s2dlib.data.classes import Row, read_classes
 from s2dlib.data.files import check_output
 from s2dlib.data.grid import WORDS, add_moments, read_grid
-from s2dlib.data.index import make_index, missing_of, write_index
 from s2dlib.data.lists import read_list
 from s2dlib.data.splits import file_and_split
 from s2dlib.data.table import escape
 from s2dlib.presets import PRESETS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Format(NamedTuple):
@@ -112,6 +112,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def index_videos(args: argparse.Namespace) -> None:
     """Write an index and print what was found, what is missing, and the next command."""
+    from s2dlib.data.index import make_index, missing_of, write_index  # by pandas
+
     reader, preset, _ = FORMATS[args.format]
     classes = read_classes(args.classes) if args.classes else None
     _check_outputs(args)
@@ -130,6 +132,8 @@ def index_videos(args: argparse.Namespace) -> None:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """ValueError where the index would replace a file that is read, or that no index call wrote."""
+    from s2dlib.data.index import missing_of
+
     given = [*(getattr(args, "kinetics", None) or ()), args.classes]
     inputs = [file_and_split(text)[0] for text in getattr(args, "annotations", ())]
     inputs += [Path(path) for path in given if path]

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from s2dlib.model import S2DNet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def for_inference(model: S2DNet) -> S2DNet:
@@ -48,6 +51,8 @@ def exit_curve(clips: pd.DataFrame, cost_snet: float, cost: float) -> pd.DataFra
     Returns:
         exit_at, share (of clips that skip DNet), gmacs, top1 (percent); exit_at falls.
     """
+    import pandas as pd
+
     clips = clips.sort_values("confidence", ascending=False)
     n, by_snet = len(clips), clips["snet"].eq(clips["label"]).to_numpy()
     by_both = clips["s2dnet"].eq(clips["label"]).to_numpy()

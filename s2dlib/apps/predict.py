@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
-import matplotlib.pyplot as plt
-import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -33,8 +31,9 @@ from s2dlib.data.listing import list_folder
 from s2dlib.data.rows import RowTable
 from s2dlib.data.sources import ClipError
 from s2dlib.model import Output, S2DNet
-from s2dlib.report import figures
-from s2dlib.report import film as films
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 PICTURE, FILM = ".s2d.png", ".s2d."  # ends of their names, after the video's own; mp4 or gif
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk's trouble, not a video's
@@ -105,22 +104,31 @@ def predict_clip(
     return views, model.to(device)(views.to(device))
 
 
-def top_predictions(model: S2DNet, out: Output, top: int = 5) -> pd.DataFrame:
+def top_predictions(model: S2DNet, out: Output, top: int = 5) -> DataFrame:
     """The most probable actions of a video, before and after DNet, means over its views (Sec. 4.1).
 
     Returns:
         A row a rank: action and probability (p-hat * s), snet_action and snet_probability (p). A
         network alone has but one of the two verdicts, in action and probability.
     """
+    import pandas as pd
+
+    columns = _rank_actions(model, out, top)
+    index = pd.RangeIndex(1, len(columns["action"]) + 1, name="rank")
+    return pd.DataFrame(columns, index=index)
+
+
+def _rank_actions(model: S2DNet, out: Output, top: int) -> dict[str, list]:
+    """The columns of top_predictions."""
     verdicts = {"": cast(Tensor, out.scores)}
     if out.logits is not None and out.detail_logits is not None:
         verdicts["snet_"] = out.logits.float().softmax(dim=1)
-    table = pd.DataFrame(index=pd.RangeIndex(1, min(top, len(model.classes)) + 1, name="rank"))
+    columns: dict[str, list] = {}
     for name, scores in verdicts.items():
-        values, at = scores.float().mean(dim=0).cpu().topk(len(table))  # (top,)
-        table[f"{name}action"] = [model.classes[n] for n in at.tolist()]
-        table[f"{name}probability"] = values.tolist()
-    return table
+        values, at = scores.float().mean(dim=0).cpu().topk(min(top, len(model.classes)))  # (top,)
+        columns[f"{name}action"] = [model.classes[n] for n in at.tolist()]
+        columns[f"{name}probability"] = values.tolist()
+    return columns
 
 
 def draw(
@@ -142,20 +150,26 @@ def draw(
         ValueError: the model has no theta to draw, since one of its networks is missing, or a file
             in the way is not an earlier picture or film (files.check_output).
     """
+    # Matplotlib, seaborn and torchvision: three times what a prediction without pictures needs
+    import matplotlib.pyplot as plt
+
+    from s2dlib.report.figures import figure4
+    from s2dlib.report.film import film as make_film
+
     if model.snet is None or model.dnet is None:
         raise ValueError("no picture of a single network: it looks nowhere by itself")
     paths = _ends(stem, film)
     for path in paths:
         check_output(path, inputs)
     i = len(views) // 2
-    figure = figures.figure4(views[i], out, model.classes, None, i=i)
+    figure = figure4(views[i], out, model.classes, None, i=i)
     try:
         with atomic_path(paths[0]) as partial:
             figure.savefig(partial, dpi=90, metadata={"Comment": MADE.decode()})
     finally:
         plt.close(figure)
     height = 144 if film == "gif" else 224  # noise makes a large gif
-    shots = films.film(views[i], out, i=i, height=height).numpy()
+    shots = make_film(views[i], out, i=i, height=height).numpy()
     write_video(paths[1], shots, FPS / model.data.frame_stride, MADE)
     return paths
 
@@ -194,8 +208,8 @@ def predictions(
         try:
             views, out = predict_clip(model, path, device, timeout)
             values: dict[str, object] = {"frames": views.shape[2]}
-            for rank, line in top_predictions(model, out, top).iterrows():
-                values |= {f"{name}_{rank}": value for name, value in line.items()}
+            for name, column in _rank_actions(model, out, top).items():
+                values |= {f"{name}_{rank}": value for rank, value in enumerate(column, start=1)}
             if out.theta is not None:
                 values |= {name: value.mean().item() for name, value in vars(out.theta).items()}
             row, seen = row | values, (views, out)

@@ -14,11 +14,10 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import papermill
 import yaml
 from ipykernel.kernelspec import write_kernel_spec
 from traitlets.config import Config
@@ -77,15 +76,16 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
     end = re.escape(json.dumps(output.name, ensure_ascii=False)[1:].encode())
     check_output(output, [notebook], rb'"output_path": "(?:[^"\n]*/)?' + end)
     output.parent.mkdir(parents=True, exist_ok=True)
+    import papermill
+
     with tempfile.TemporaryDirectory(prefix="s2d") as folder:
         # JUPYTER_PATH comes before the kernels of the user's home and of the environment
         write_kernel_spec(Path(folder) / "kernels" / "python3")
         ipc = os.name == "posix" and len(folder) + 20 < SOCKET_PATH  # no ports, so no clashes
         transport = {"transport": "ipc", "connection_file": f"{folder}/k.json"} if ipc else {}
         command = command_text(notebook, output, parameters, known)
-        gpu: AbstractContextManager[dict[str, str]] = nullcontext({})
-        if wants_one_gpu(notebook, known, parameters):
-            gpu = reserve_gpu()
+        wants_one = wants_one_gpu(notebook, known, parameters)
+        gpu = reserve_gpu() if wants_one else nullcontext(dict[str, str]())
         with gpu as visible, environment(S2D_COMMAND=command, JUPYTER_PATH=folder, **visible):
             papermill.execute_notebook(
                 _no_template(notebook),
@@ -106,6 +106,8 @@ def inspect_parameters(notebook: Path) -> Known:
     if not notebook.is_file():
         words = "no such notebook; they live in notebooks/"
         raise FileNotFoundError(f"{as_text(notebook)}: {words}")
+    import papermill  # takes seconds, mostly a grammar of jsonschema's: not in vain
+
     return papermill.inspect_notebook(_no_template(notebook))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from torch import nn
-from torchvision.ops import Permute
 
 from s2dlib.backbones.base import Backbone
 from s2dlib.backbones.weights import load_torchvision
@@ -16,6 +15,8 @@ from s2dlib.backbones.weights import load_torchvision
 
 def stage(*layers: nn.Module) -> nn.Sequential:
     """Layers with the channels on the last axis, as (B, C, T, H, W) -> (B, C', T, H', W')."""
+    from torchvision.ops import Permute
+
     return nn.Sequential(
         OrderedDict(
             to_last=Permute([0, 2, 3, 4, 1]),
@@ -31,6 +32,8 @@ def swin3d_t(weights: str | None = None) -> Backbone:
     Args:
         weights: as load_torchvision takes them: "KINETICS400_V1", a file, or None.
     """
+    from torchvision.ops import Permute
+
     net = load_torchvision("swin3d_t", weights)
     # Blocks of res2, then by turns a merging of 2 x 2 patches and the blocks of the next stage.
     res2, merge3, res3, merge4, res4, merge5, res5 = net.features

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import re
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck, ResNet
-from torchvision.ops import Conv2dNormActivation
 
 from s2dlib.backbones.base import Backbone
-from s2dlib.backbones.tsm import SHIFT_DIV, FramewiseStage, Shifted
+from s2dlib.backbones.tsm import SHIFT_DIV, FramewiseStage, Shifted, conv_bn, conv_bn_relu
 from s2dlib.backbones.weights import load_torchvision, load_weights, read_weights
+
+if TYPE_CHECKING:
+    from torchvision.models.resnet import Bottleneck, ResNet
 
 SEGMENT = 5  # frames of a segment: the middle one, whose features are taken, and two either side
 SHARE = 0.25  # of the differences in what goes on, for 16 segments (the release; 0.5 for 8)
@@ -53,7 +54,6 @@ PUBLISHED = {  # parts of our keys -> what the authors' files call them; .x is a
     ".long_term.expand.0": ".mse.conv3",
     ".long_term.expand.1": ".mse.bn3",
 }
-conv_bn = partial(Conv2dNormActivation, activation_layer=None)  # keeps the size
 
 
 class ShortTerm(nn.Module):
@@ -64,7 +64,7 @@ class ShortTerm(nn.Module):
         self.stem = nn.Sequential(net.conv1, net.bn1, net.relu)
         self.pool = net.maxpool
         self.blocks = net.layer1
-        self.motion_stem = Conv2dNormActivation(3 * (SEGMENT - 1), 64, 7, 2)
+        self.motion_stem = conv_bn_relu(3 * (SEGMENT - 1), 64, 7, 2)
         weight = self.motion_stem.get_parameter("0.weight")  # (64, 12, 7, 7)
         weight.data.copy_(net.conv1.weight.data.mean(1, keepdim=True))
         self.motion_blocks = deepcopy(net.layer1)

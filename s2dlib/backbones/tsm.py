@@ -5,16 +5,16 @@ TSM: Lin et al., ICCV 2019. MobileNetV2: Sandler et al., CVPR 2018. ResNet: He e
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.mobilenetv2 import InvertedResidual
-from torchvision.models.resnet import Bottleneck
-from torchvision.ops import Conv2dNormActivation
 
 from s2dlib.backbones.base import Backbone
 from s2dlib.backbones.weights import load_torchvision
+
+if TYPE_CHECKING:
+    from torchvision.models.resnet import Bottleneck
 
 SHIFT_DIV = 8  # 1/8 of the channels shift by one frame each way (TSM, Sec. 3)
 
@@ -102,6 +102,7 @@ class FramewiseStage(nn.Module):
 
 def mobilenet_v2(weights: str | None = None) -> Backbone:
     """TSM-MobileNetV2 1.0: a shift in each inverted residual block that has a shortcut."""
+    from torchvision.models.mobilenetv2 import InvertedResidual
 
     def block(layer: nn.Module) -> nn.Module:
         if isinstance(layer, InvertedResidual) and layer.use_res_connect:
@@ -139,12 +140,23 @@ class Luminance(nn.Module):
         return x.mean(dim=1, keepdim=True)
 
 
+def conv_bn(n_in: int, n_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """A convolution without bias, and batch norm; the size is kept but for the stride."""
+    conv = nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(n_out))
+
+
+def conv_bn_relu(n_in: int, n_out: int, kernel: int, stride: int) -> nn.Sequential:
+    """The same, and ReLU."""
+    return conv_bn(n_in, n_out, kernel, stride).append(nn.ReLU(inplace=True))
+
+
 def tiny(widths: tuple[int, ...], strides: tuple[int, ...]) -> Backbone:
     """A shift network for gray videos of some 20 pixels, small enough to train on a CPU."""
 
-    stem = Conv2dNormActivation(1, widths[0], 5, strides[0])
+    stem = conv_bn_relu(1, widths[0], 5, strides[0])
     stages = {"stem": FramewiseStage(Luminance(), stem)}
     for i, name in enumerate(("res3", "res4", "res5")[: len(widths) - 1], start=1):
-        conv = Conv2dNormActivation(widths[i - 1], widths[i], 3, strides[i])
+        conv = conv_bn_relu(widths[i - 1], widths[i], 3, strides[i])
         stages[name] = FramewiseStage(Shifted(conv))
     return Backbone(stages, dict(zip(stages, widths, strict=True)))

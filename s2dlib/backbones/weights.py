@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import get_model, get_model_weights
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -109,6 +108,9 @@ def load_torchvision(name: str, weights: str | None) -> Any:  # noqa: ANN401
         FileNotFoundError: weights is neither a name nor a file.
         ValueError: the file's keys or shapes are not those of this model (its classifier apart).
     """
+    # Imported here: it takes as long as torch, and not every network is torchvision's.
+    from torchvision.models import get_model, get_model_weights
+
     published = [w.name for w in get_model_weights(name)] + ["DEFAULT"]
     if weights is None or weights in published:
         return get_model(name, weights=weights)

@@ -6,14 +6,13 @@ Axes: B videos, C channels, T x H x W. S and M are one network, fed with clips o
 from __future__ import annotations
 
 import math
-from functools import partial
 
 from torch import Tensor, nn
-from torchvision.ops import Conv3dNormActivation
 
 from s2dlib.backbones.base import Backbone
 from s2dlib.backbones.weights import load_weights, read_weights
 
+POINT, CUBE = (1, 1, 1), (3, 3, 3)  # kernels of convolutions
 STAGES = {"res2": (12, 1), "res3": (24, 2), "res4": (48, 5), "res5": (96, 3)}  # width, blocks
 STEM_WIDTH, BOTTLENECK, POOLED = 12, 2.25, 2048  # before the width factor; ratio; after pooling
 SE_RATIO = 1 / 16  # of the squeezed channels to the bottleneck's
@@ -34,7 +33,20 @@ PUBLISHED = {  # parts of our keys -> what pytorchvideo's files call them
     ".shortcut.1": ".branch1_norm",
     "neck.0": "blocks.5.pool.post_conv",
 }
-conv_bn = partial(Conv3dNormActivation, activation_layer=None)  # without bias; to be unpacked
+
+
+def conv_bn(
+    n_in: int,
+    n_out: int,
+    kernel: tuple[int, int, int],
+    stride: tuple[int, int, int] = POINT,
+    groups: int = 1,
+) -> tuple[nn.Conv3d, nn.BatchNorm3d]:
+    """A convolution without bias, and batch norm; the size is kept but for the stride."""
+    t, y, x = kernel
+    padding = (t // 2, y // 2, x // 2)
+    conv = nn.Conv3d(n_in, n_out, kernel, stride, padding, groups=groups, bias=False)
+    return conv, nn.BatchNorm3d(n_out)
 
 
 def round_width(width: float) -> int:
@@ -63,13 +75,13 @@ class Block(nn.Module):
     def __init__(self, c_in: int, c_out: int, stride: int, squeeze: bool) -> None:
         super().__init__()
         C, steps = int(BOTTLENECK * c_out), (1, stride, stride)
-        self.widen, self.widen_bn = conv_bn(c_in, C, 1)
-        self.channelwise, self.channelwise_bn = conv_bn(C, C, 3, steps, groups=C)
+        self.widen, self.widen_bn = conv_bn(c_in, C, POINT)
+        self.channelwise, self.channelwise_bn = conv_bn(C, C, CUBE, steps, groups=C)
         self.squeeze = SqueezeExcite(C) if squeeze else nn.Identity()
-        self.narrow, self.narrow_bn = conv_bn(C, c_out, 1)
+        self.narrow, self.narrow_bn = conv_bn(C, c_out, POINT)
         self.shortcut = None
         if c_in != c_out or stride != 1:
-            conv, bn = conv_bn(c_in, c_out, 1, steps)
+            conv, bn = conv_bn(c_in, c_out, POINT, steps)
             # pytorchvideo's network, 3,794,274 parameters; SlowFast's has a batch norm here too.
             self.shortcut = nn.Sequential(conv, bn) if c_in != c_out else nn.Sequential(conv)
         nn.init.zeros_(self.narrow_bn.get_parameter("weight"))  # starts as its shortcut
@@ -108,7 +120,7 @@ def x3d(width: float, depth: float, weights: str | None = None) -> Backbone:
         stages[name], channels[name] = nn.Sequential(*blocks), c_out
         C = c_out
     last, n = int(BOTTLENECK * C), len(stages["res5"])
-    stages["res5"].extend([*conv_bn(C, last, 1), nn.ReLU()])
+    stages["res5"].extend([*conv_bn(C, last, POINT), nn.ReLU()])
     channels["res5"] = last
     neck = nn.Sequential(nn.Linear(last, POOLED, bias=False), nn.ReLU())
     backbone = Backbone(stages, channels, neck, POOLED)

@@ -12,9 +12,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from s2dlib.config import DataConfig
+from s2dlib.data.pixels import rgb_to_grayscale
 from s2dlib.data.readers import TIMEOUT, read_frames
 
 Frames = TypeVar("Frames", Tensor, np.ndarray)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
 from s2dlib.config import DataConfig
 from s2dlib.data.clips import Crop, choose_crops, choose_frames, place_in_silence
 from s2dlib.data.files import atomic_path
+from s2dlib.data.pixels import resize, rgb_to_grayscale
 from s2dlib.data.readers import Wanted, read_frames
 from s2dlib.data.sources import ClipError
 from s2dlib.data.table import class_names, read_csv
@@ -214,7 +214,7 @@ class VideoDataset(Dataset):
         clip = torch.from_numpy(np.array(crop.cut(frames)))  # (T, C, side, side)
         if crop.side != self.config.crop:  # channels last halves the time
             clip = clip.contiguous(memory_format=torch.channels_last)
-            clip = resize(clip, [self.config.crop] * 2, antialias=True)
+            clip = resize(clip, (self.config.crop, self.config.crop))
         return (clip.flip(-1) if crop.flip else clip).transpose(0, 1).contiguous()
 
 

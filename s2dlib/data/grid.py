@@ -11,12 +11,14 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from s2dlib.data.annotations import hash_split
 from s2dlib.data.classes import Row
 from s2dlib.data.listing import list_videos
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # The words at each place of the sentence, by their letter in the file's name.
@@ -92,6 +94,8 @@ def add_moments(table: pd.DataFrame, alignments: str | Path, word: str) -> pd.Da
         t, duration = (start + end) / 2 / FRAME - 0.5, (end - start) / FRAME
         speech = (spans[0][0] // FRAME, -(-spans[-1][1] // FRAME))
         moments.append([f"{number:g}" for number in (t, duration, *speech)])
+    import pandas as pd
+
     columns = pd.DataFrame(moments, columns=["t", "duration", "onset", "end"], index=table.index)
     return pd.concat([table, columns], axis=1)
 

@@ -94,13 +94,14 @@ def read_frames(
 def _collect(chunks: Iterator[np.ndarray], n_frames: int, short_side: int | None) -> Tensor:
     """Chunks (m, H, W, 3) in one, resized. (n_frames, 3, H, W)"""
     import torch
-    from torchvision.transforms.v2.functional import resize
+
+    from s2dlib.data.pixels import resize_short_side
 
     n = 0
     out = torch.empty(0)
     for chunk in chunks:
         frames = torch.from_numpy(chunk).permute(0, 3, 1, 2)
-        frames = resize(frames, [short_side], antialias=True) if short_side else frames
+        frames = resize_short_side(frames, short_side) if short_side else frames
         if n == 0:  # channels last
             out = torch.empty((n_frames, *frames.shape[-2:], 3), dtype=torch.uint8)
             out = out.permute(0, 3, 1, 2)  # (n, 3, H, W)

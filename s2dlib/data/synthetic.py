@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from s2dlib.data.files import write_atomic, write_video
@@ -274,6 +273,8 @@ def write_dataset(out: Path, dataset: str = "synthetic", share: float = 1.0) -> 
     Returns:
         The CSV.
     """
+    import pandas as pd
+
     names, rows, jobs = class_names(), [], []
     for split, (scene, n, seed) in SPLITS.items():
         n = max(len(names), round(n * share))

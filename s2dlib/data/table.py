@@ -9,10 +9,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 BOM = b"\xef\xbb\xbf"
 REQUIRED = ("path", "label", "split")
@@ -28,6 +28,8 @@ def read_csv(csv: str | Path) -> pd.DataFrame:
     Returns:
         path (absolute), label (index), split, class_name, and the other columns as text.
     """
+    import pandas as pd
+
     if not os.path.isfile(csv):
         raise FileNotFoundError(
             f"{os.path.abspath(csv)}: no such file; a data set is a CSV path,label,split, which "
@@ -127,6 +129,8 @@ def absolute_path(folder: str | Path, text: str) -> str:
 
 def _number_labels(table: pd.DataFrame, csv: str | Path) -> None:
     """Turn the column label into class indices and add class_name. The table's index is the row."""
+    import numpy as np
+
     is_index = table["label"].str.fullmatch(r"[+-]?\d+").astype(bool)
     if "label_name" in table and not is_index.all():
         line = is_index.idxmin()

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
@@ -21,7 +21,8 @@ from torch import Tensor
 from s2dlib.model import Output, scale_of
 from s2dlib.sampler import Theta, grid_centres, uniform_times
 
-BLUE, ORANGE, GREEN, RED = sns.color_palette("colorblind")[:4]
+# Of seaborn's palette "colorblind", without seaborn: it brings scipy.stats and IPython, a second
+BLUE, ORANGE, GREEN, RED = map(to_rgb, ("#0173B2", "#DE8F05", "#029E73", "#D55E00"))
 FONT = 9  # points; nothing is smaller than 8
 GAP = 0.06  # between the frames of a strip, in frame widths
 

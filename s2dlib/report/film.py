@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
-from torchvision.utils import draw_bounding_boxes
 
 from s2dlib.model import Output
 from s2dlib.report.figures import BLUE, detail_box, detail_times
@@ -48,15 +48,25 @@ def film(frames: Tensor, out: Output, *, i: int = 0, height: int = 224) -> Tenso
         shot[:, :height, :W_clip] = clip[t]
         shot[:, :height, right:] = detail[z] if seen else detail[z] // 3
         if seen:
-            box = torch.tensor([detail_box(theta, int(z), (H, W), volume.shape[1:])])  # (1, 4)
+            box = torch.tensor(detail_box(theta, int(z), (H, W), volume.shape[1:]))  # (4,)
             box *= torch.tensor([W_clip / W, height / H] * 2)
-            box = clip_boxes_to_image(box, (height - 2, W_clip - 2)).int()  # lines are 2 wide
-            box += torch.tensor([0, 0, 1, 1])
-            colour = tuple(blue.tolist())
-            shot[:, :height, :W_clip] = draw_bounding_boxes(clip[t], box, colors=colour, width=2)
+            shot[:, :height, :W_clip] = _outlined(clip[t], box, blue)
         now = int((t + 0.5) / T * (width - 3))
         shot[:, height + 2 : height + 15, now : now + 3] = 0
     return shots.permute(0, 2, 3, 1)
+
+
+def _outlined(picture: Tensor, box: Tensor, colour: Tensor) -> Tensor:
+    """A picture with a box drawn on it, or on its edge. (3, H, W) and (4,) -> (3, H, W)
+
+    box: left, top, right, bottom.
+    """
+    H, W = picture.shape[1:]
+    left, top, right, bottom = box.clamp(min=0).minimum(torch.tensor([W - 2, H - 2] * 2)).int()
+    corners = [int(v) for v in (left, top, right + 1, bottom + 1)]  # lines are 2 wide
+    image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    ImageDraw.Draw(image).rectangle(corners, outline=tuple(colour.tolist()), width=2)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _resize(clip: Tensor, height: int) -> Tensor:

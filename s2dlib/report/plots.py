@@ -124,8 +124,8 @@ def exit_curve(ax: Axes, curve: pd.DataFrame, exit_at: float) -> Axes:
     """Accuracy against mean cost over thresholds of inference.exit_curve, and the one chosen."""
     chosen = curve[curve["exit_at"] >= exit_at].iloc[-1]
     ax.plot(curve["gmacs"], curve["top1"], color=BLUE)
-    ring = {"ms": 11, "fillstyle": "none", "color": ORANGE}
-    ax.plot(chosen["gmacs"], chosen["top1"], "o", **ring, label=f"exit at {exit_at:.2f}")
+    x, y, label = chosen["gmacs"], chosen["top1"], f"exit at {exit_at:.2f}"
+    ax.plot(x, y, "o", ms=11, fillstyle="none", color=ORANGE, label=label)
     label_axes(ax, "mean multiply-adds of a clip (G)", "top-1 (%)")
     ax.legend(fontsize=FONT, frameon=False)
     return ax

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
 from s2dlib.data.files import write_atomic
 from s2dlib.presets import SAME_RUN
@@ -127,6 +126,8 @@ def difference(ours: pd.Series, other: pd.Series) -> dict[str, float]:
         ours (points; missing without a common seed), interval (half-width; missing for one seed),
         n_seeds.
     """
+    from scipy import stats
+
     pairs = (ours - other).dropna()
     half = stats.t.ppf(0.975, len(pairs) - 1) * pairs.sem()
     return {"ours": pairs.mean(), "interval": half, "n_seeds": len(pairs)}

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors.torch import load_file, save
 from torch import nn
@@ -78,6 +77,8 @@ def write_weights(model: nn.Module, path: Path) -> Path:
 
 def write_history(run_dir: Path, history: list[dict[str, float]]) -> None:
     """Write history.csv, a row an epoch; columns in the order in which they first came."""
+    import pandas as pd
+
     table = pd.DataFrame(history).to_csv(index=False)
     write_atomic(run_dir / "history.csv", table, durable=True)
 

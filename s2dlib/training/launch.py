@@ -14,7 +14,6 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
@@ -47,6 +46,8 @@ def fit_in_processes(
 
     Other arguments, result and errors as of fit. The model gets the weights.
     """
+    import pandas as pd
+
     run_dir, device = Path(run_dir), torch.device(device)
     check_batches(len(train_set), config, processes)
     if device.type == "cuda" and processes > torch.cuda.device_count():
