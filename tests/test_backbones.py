@@ -132,6 +132,7 @@ KEYS = {  # SHA-256 of the keys of each backbone's weights, in order
     "swin3d-t": "cf5f9c1e2f1f",
     "tiny-s": "1c4e91283d6f",
     "tiny-d": "b302e764692e",
+    "tiny-3d": "62fc6e22576c",
 }
 
 
@@ -142,7 +143,7 @@ def test_keys_of_weights_stay_those_of_older_runs(name):
     assert hashlib.sha256(keys.encode()).hexdigest()[:12] == KEYS[name]
 
 
-@pytest.mark.parametrize("name", ["tiny-s", "tiny-d"])
+@pytest.mark.parametrize("name", ["tiny-s", "tiny-d", "tiny-3d"])
 def test_tiny_backbones_take_any_length_and_size(name):
     net = build_backbone(name).eval()
     for T, H, W in ((1, 1, 1), (3, 18, 18), (2, 7, 30)):
