@@ -1,4 +1,4 @@
-"""How fast clips load: our loader, other decoders, and frames extracted to JPEG (the authors' way).
+"""How fast clips load: our loader, its working copies, other decoders, JPEGs (the authors' way).
 
     python benchmarks/loading.py --out results/benchmarks/loading
 
@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import resize
 
-from s2dlib.data import decoding, readers
+from s2dlib.config import DataConfig
+from s2dlib.data import decoding, prepare, readers
 from s2dlib.data.loader import return_memory
 from s2dlib.report.records import provenance
 from s2dlib.report.tables import as_text, write_measured
@@ -61,10 +62,10 @@ def write_clip(folder: Path, seed: int, n: int = N, size: tuple[int, int] = SIZE
     return path
 
 
-def centred(n_total: int, T: int) -> range:
+def centred(n_total: int, T: int, stride: int = STRIDE) -> range:
     """T frames at the stride, in the middle."""
-    start = (n_total - (T - 1) * STRIDE - 1) // 2
-    return range(start, start + T * STRIDE, STRIDE)
+    start = (n_total - (T - 1) * stride - 1) // 2
+    return range(start, start + T * stride, stride)
 
 
 def cropped(frames: Tensor) -> Tensor:
@@ -75,6 +76,24 @@ def cropped(frames: Tensor) -> Tensor:
 
 def ours(path: str, T: int) -> Tensor:
     return cropped(readers.read_frames(path, lambda n: centred(n, T), SHORT))
+
+
+def copy_of(path: str, T: int) -> Path:
+    """The working copy for clips of T frames, made when it is asked for first."""
+    copy = Path(path).with_suffix(f".{T}.mp4")
+    if not copy.exists():
+        config = DataConfig(csv="", n_frames=T, frame_stride=STRIDE, short_side=SHORT)
+        prepare.write_copy(path, copy, config)
+    return copy
+
+
+def copies(path: str, T: int) -> Tensor:
+    return cropped(readers.read_frames(copy_of(path, T), lambda n: centred(n, T, 1), SHORT))
+
+
+def copies_in_process(path: str, T: int) -> Tensor:
+    source = decoding.open_video(str(copy_of(path, T)))
+    return _stack(source.frames(centred(source.n_frames, T, 1)))
 
 
 def ours_in_process(path: str, T: int) -> Tensor:
@@ -125,6 +144,8 @@ def _stack(frames: Iterator[np.ndarray]) -> Tensor:
 WAYS: dict[str, Callable[[str, int], Tensor]] = {
     "ours": ours,
     "ours, in process": ours_in_process,
+    "copies": copies,
+    "copies, in process": copies_in_process,
     "PyAV": pyav,
     "torchcodec": torchcodec,
     "JPEGs, PIL": jpegs_by_pil,
@@ -202,7 +223,7 @@ def by_workers(paths: list[str], T: int, n_clips: int, n_workers: list[int]) -> 
     """
     rows = []
     for workers in n_workers:
-        for way in ("ours", "ours, in process", "JPEGs, PIL"):
+        for way in ("ours", "ours, in process", "copies", "JPEGs, PIL"):
             clips = Clips(way, paths, T, max(n_clips, 10 * workers))
             loader = DataLoader(
                 clips,

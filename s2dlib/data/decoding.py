@@ -230,7 +230,7 @@ class _PyAV:
     def _begins_as(self, times: list[int]) -> bool:
         """Whether the first frames bear these times."""
         if self._starts_right is None:
-            head = islice(self._decode(), len(times))
+            head = islice(self._decode(), len(times)) if len(times) > FIRST else self.first
             self._starts_right = [frame.pts for frame in head] == times
         return self._starts_right
 

@@ -22,7 +22,7 @@ from s2dlib.data.sources import COPY, ClipError
 
 # Closed groups of a few frames, so that little is decoded before a clip; fastdecode: no CABAC, no
 # deblocking.
-H264 = {"preset": "veryfast", "tune": "fastdecode", "crf": "20", "g": "12", "bf": "0"}
+H264 = {"preset": "veryfast", "tune": "fastdecode", "crf": "23", "g": "12", "bf": "0"}
 TOLD = ["frame_stride", "short_side"]  # columns of a CSV of copies (clips.for_copies)
 
 
