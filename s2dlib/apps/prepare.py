@@ -16,7 +16,7 @@ from s2dlib.config import DataConfig
 from s2dlib.data.files import as_text, check_output, file_state
 from s2dlib.data.prepare import TOLD, Copy, write_copies_csv, write_copy
 from s2dlib.data.rows import Row, RowTable
-from s2dlib.data.sources import cause_of
+from s2dlib.data.sources import COPY, cause_of
 from s2dlib.data.table import read_csv
 from s2dlib.presets import PRESETS
 from s2dlib.report.records import command
@@ -119,7 +119,11 @@ def _copy_all(
     failed, pool = 0, ThreadPoolExecutor(os.cpu_count())
     with tqdm(total=len(sources), unit=" videos", disable=not sources) as bar:
         try:
-            jobs = {pool.submit(_copy, s, paths[s], config): s for s in sources}
+            known = {row["path"] for row in table.rows}
+            names = {s: as_text(paths[s].relative_to(table.path.parent)) for s in sources}
+            jobs = {
+                pool.submit(_copy, s, paths[s], config, ours=names[s] in known): s for s in sources
+            }
             for job in as_completed(jobs):
                 bar.update()
                 source = jobs[job]
@@ -129,8 +133,9 @@ def _copy_all(
                     failed += 1
                     bar.write(f"{as_text(source)}: {cause_of(error)}", file=sys.stderr)
                     continue
-                row["path"] = as_text(paths[source].relative_to(table.path.parent))
+                row["path"] = names[source]
                 table.append({name: row[name] for name in COLUMNS})
+            table.settle()
         except KeyboardInterrupt:
             words = "holds the copies so far; the same command goes on"
             bar.write(f"interrupted: {as_text(table.path)} {words}", file=sys.stderr)
@@ -140,8 +145,14 @@ def _copy_all(
     return failed
 
 
-def _copy(source: str, path: Path, config: DataConfig) -> tuple[Copy, Row]:
-    """Copy a video. Returns its copy and that one's row, but for its path."""
+def _copy(source: str, path: Path, config: DataConfig, *, ours: bool) -> tuple[Copy, Row]:
+    """Copy a video. Returns its copy and that one's row, but for its path.
+
+    Args:
+        ours: the manifest knows a copy there, perhaps damaged: whatever is there may go.
+    """
+    if not ours:
+        check_output(path, [source], COPY.encode())
     row = _state(source, config)  # before it is read: a change meanwhile shows
     copy = write_copy(source, path, config)
     row |= {"sha256": _digest(source), "copy_bytes": file_state(path)["bytes"]}

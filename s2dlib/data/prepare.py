@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from s2dlib.config import DataConfig
 from s2dlib.data.clips import choose_frames
-from s2dlib.data.files import FPS, atomic_path, check_output, write_atomic, write_h264
+from s2dlib.data.files import FPS, atomic_path, write_atomic, write_h264
 from s2dlib.data.index import as_csv, no_blank_first, read_index
 from s2dlib.data.readers import open_frames
 from s2dlib.data.sources import COPY, ClipError
@@ -39,14 +39,12 @@ def write_copy(source: str | Path, path: Path, config: DataConfig) -> Copy:
 
     Args:
         source: a video file, or a folder of numbered frames.
-        path: of the copy, an mp4.
+        path: of the copy, an mp4; replaced if it is there.
         config: n_frames (T), frame_stride (tau), short_side and timeout.
 
     Raises:
         ClipError: the video cannot be read.
-        ValueError: a file is there that is no copy.
     """
-    check_output(path, [source], COPY.encode())
     first, config = 0, replace(config, min_frames=1)
 
     def choose(n_total: int) -> range:
