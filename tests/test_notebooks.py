@@ -153,6 +153,7 @@ def test_00_data_tells_missing_and_bad_files(tmp_path, make_video):
     printed = "".join(
         "".join(o["text"]) for c in code_of(executed) for o in c["outputs"] if "text" in o
     )
+    assert f"s2d prepare {csv} --preset videos" in printed  # every second frame is enough
     assert "val: 1 missing, as gone" in printed and "1.mp4: not a video" in printed
     checked = tmp_path / "mine.checked.csv"
     assert f"-p csv {checked} -p name mine-a0-0 -p test_split val" in printed.split("next: ")[1]

@@ -181,7 +181,7 @@ def read_missing(index: str | Path) -> pd.DataFrame:
     path = missing_of(index)
     if not path.is_file():
         return pd.DataFrame(columns=["name", "label", "split"])
-    return pd.readas_csv(path, dtype=str, keep_default_na=False)
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def read_index(index: str | Path) -> tuple[pd.DataFrame, list[str]]:
