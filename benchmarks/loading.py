@@ -216,29 +216,34 @@ def worker_counts(n_cores: int) -> list[int]:
 
 
 def by_workers(paths: list[str], T: int, n_clips: int, n_workers: list[int]) -> list[dict]:
-    """Clips a second of a DataLoader whose workers are warm, and their memory.
+    """Clips a second of DataLoaders whose workers are warm, in turns, and their memory.
 
     Args:
         n_clips: read in a round, or more, so that each worker reads several.
     """
     rows = []
     for workers in n_workers:
-        for way in ("ours", "ours, in process", "copies", "JPEGs, PIL"):
-            clips = Clips(way, paths, T, max(n_clips, 10 * workers))
-            loader = DataLoader(
-                clips,
+        n = max(n_clips, 10 * workers)
+        loaders = {
+            way: DataLoader(
+                Clips(way, paths, T, n),
                 batch_size=None,
                 num_workers=workers,
                 persistent_workers=workers > 0,
                 worker_init_fn=return_memory,
             )
-            rates, sizes = [], []
-            for _ in range(3):
+            for way in ("ours", "ours, in process", "copies", "JPEGs, PIL")
+        }
+        rates: dict[str, list[float]] = {way: [] for way in loaders}
+        sizes = dict(rates)
+        for _ in range(4):
+            for way, loader in loaders.items():
                 start = time.perf_counter()
-                sizes = [size for _, size in loader]
-                rates.append(len(clips) / (time.perf_counter() - start))
-            rows.append(row("workers", way, T, workers, rates[1:], "clips/s"))
-            rows.append(row("memory of a worker", way, T, workers, sizes, "MB"))
+                sizes[way] = [size for _, size in loader]
+                rates[way].append(n / (time.perf_counter() - start))
+        for way in loaders:
+            rows.append(row("workers", way, T, workers, rates[way][1:], "clips/s"))
+            rows.append(row("memory of a worker", way, T, workers, sizes[way], "MB"))
     return rows
 
 
@@ -270,10 +275,12 @@ def main() -> None:
             jpeg_mb = sum(file.stat().st_size for file in images) / 1e6 / n_files
             rows = [row("size of a video", "ours", n, 0, [video_mb], "MB")]
             rows += [row("size of a video", "JPEGs, PIL", n, 0, [jpeg_mb], "MB")]
+            copy_mb = statistics.mean(copy_of(path, n // 2).stat().st_size for path in paths) / 1e6
+            rows += [row("size of a video", "copies", n // 2, 0, [copy_mb], "MB")]
+            workers = worker_counts(1 if arguments.smoke else len(os.sched_getaffinity(0)))
             for T in (8,) if arguments.smoke else (150, 75):
                 rows += on_one_core(paths, T, rounds)
-            workers = worker_counts(1 if arguments.smoke else len(os.sched_getaffinity(0)))
-            rows += by_workers(paths, T, 2 if arguments.smoke else 30, workers)
+                rows += by_workers(paths, T, 2 if arguments.smoke else 30, workers)
     command = "python " + shlex.join(sys.argv)
     source = provenance(command, "cpu", 0, f"synthetic, {N} frames of 340 x 256, JPEG {QUALITY}")
     table = pd.DataFrame(rows).round(2)
