@@ -31,14 +31,14 @@ DECORD_CONTAINERS = {MOV, MKV, "avi"}
 DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg"}
 DECORD_PIXELS = {"yuv420p", "yuvj420p"}
 LONG = 1500  # packets: from here on PyAV, which can seek
-FIRST = 3  # frames that decord and PyAV must agree on when a file is opened
+FIRST = 3  # frames that are decoded when a file is opened, on which decord and PyAV must agree
 AGREE = 2  # gray levels by which two builds of FFmpeg may round apart
 FEW = 2  # frames that any file may lose
 LOSS, LOSS_SECONDS = 0.1, 2  # what a file that is not cut off may lose: a share, and a time
 TIMED = {MKV, "flv", "asf"}  # whose header tells the duration and no count of frames
 # One packet, one frame; not so VP8 and MPEG-4 (hidden and empty frames), Theora, WMV
 SEEKABLE = {"h264", "hevc", "vp9", "av1", "mpeg1video", "mpeg2video", "mjpeg", "prores", "ffv1"}
-HEAD = 32  # frames that must come with the times of their packets before a file is sought
+HEAD = 32  # frames that must bear the times of their packets before a file is sought; copy: FIRST
 
 
 def open_video(path: str) -> Source:
