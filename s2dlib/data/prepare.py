@@ -21,8 +21,8 @@ from s2dlib.data.readers import open_frames
 from s2dlib.data.sources import COPY, ClipError
 
 # Closed groups of a few frames, so that little is decoded before a clip; fastdecode: no CABAC, no
-# deblocking. The shared model on copies of the 1,000 synthetic test clips: top-1 86.2 at crf 23, 84.6
-# at crf 30, 85.8 on the videos themselves.
+# deblocking. Top-1 of the shared model on copies of the 1,000 synthetic test clips: 86.2 at crf 23,
+# 84.6 at crf 30; 85.8 on the videos themselves.
 H264 = {"preset": "veryfast", "tune": "fastdecode", "crf": "23", "g": "12", "bf": "0"}
 TOLD = ["frame_stride", "short_side"]  # columns of a CSV of copies (clips.for_copies)
 
