@@ -1,4 +1,4 @@
-"""How fast clips load: our loader, other decoders, and frames extracted to JPEG (the authors' way).
+"""How fast clips load: our loader, its working copies, other decoders, JPEGs (the authors' way).
 
     python benchmarks/loading.py --out results/benchmarks/loading
 
@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import resize
 
-from s2dlib.data import decoding, readers
+from s2dlib.config import DataConfig
+from s2dlib.data import decoding, prepare, readers
 from s2dlib.data.loader import return_memory
 from s2dlib.report.records import provenance
 from s2dlib.report.tables import as_text, write_measured
@@ -61,10 +62,10 @@ def write_clip(folder: Path, seed: int, n: int = N, size: tuple[int, int] = SIZE
     return path
 
 
-def centred(n_total: int, T: int) -> range:
+def centred(n_total: int, T: int, stride: int = STRIDE) -> range:
     """T frames at the stride, in the middle."""
-    start = (n_total - (T - 1) * STRIDE - 1) // 2
-    return range(start, start + T * STRIDE, STRIDE)
+    start = (n_total - (T - 1) * stride - 1) // 2
+    return range(start, start + T * stride, stride)
 
 
 def cropped(frames: Tensor) -> Tensor:
@@ -75,6 +76,24 @@ def cropped(frames: Tensor) -> Tensor:
 
 def ours(path: str, T: int) -> Tensor:
     return cropped(readers.read_frames(path, lambda n: centred(n, T), SHORT))
+
+
+def copy_of(path: str, T: int) -> Path:
+    """The working copy for clips of T frames, made when it is asked for first."""
+    copy = Path(path).with_suffix(f".{T}.mp4")
+    if not copy.exists():
+        config = DataConfig(csv="", n_frames=T, frame_stride=STRIDE, short_side=SHORT)
+        prepare.write_copy(path, copy, config)
+    return copy
+
+
+def copies(path: str, T: int) -> Tensor:
+    return cropped(readers.read_frames(copy_of(path, T), lambda n: centred(n, T, 1), SHORT))
+
+
+def copies_in_process(path: str, T: int) -> Tensor:
+    source = decoding.open_video(str(copy_of(path, T)))
+    return _stack(source.frames(centred(source.n_frames, T, 1)))
 
 
 def ours_in_process(path: str, T: int) -> Tensor:
@@ -125,6 +144,8 @@ def _stack(frames: Iterator[np.ndarray]) -> Tensor:
 WAYS: dict[str, Callable[[str, int], Tensor]] = {
     "ours": ours,
     "ours, in process": ours_in_process,
+    "copies": copies,
+    "copies, in process": copies_in_process,
     "PyAV": pyav,
     "torchcodec": torchcodec,
     "JPEGs, PIL": jpegs_by_pil,
@@ -195,29 +216,34 @@ def worker_counts(n_cores: int) -> list[int]:
 
 
 def by_workers(paths: list[str], T: int, n_clips: int, n_workers: list[int]) -> list[dict]:
-    """Clips a second of a DataLoader whose workers are warm, and their memory.
+    """Clips a second of DataLoaders whose workers are warm, in turns, and their memory.
 
     Args:
         n_clips: read in a round, or more, so that each worker reads several.
     """
     rows = []
     for workers in n_workers:
-        for way in ("ours", "ours, in process", "JPEGs, PIL"):
-            clips = Clips(way, paths, T, max(n_clips, 10 * workers))
-            loader = DataLoader(
-                clips,
+        n = max(n_clips, 10 * workers)
+        loaders = {
+            way: DataLoader(
+                Clips(way, paths, T, n),
                 batch_size=None,
                 num_workers=workers,
                 persistent_workers=workers > 0,
                 worker_init_fn=return_memory,
             )
-            rates, sizes = [], []
-            for _ in range(3):
+            for way in ("ours", "ours, in process", "copies", "JPEGs, PIL")
+        }
+        rates: dict[str, list[float]] = {way: [] for way in loaders}
+        sizes = dict(rates)
+        for _ in range(4):
+            for way, loader in loaders.items():
                 start = time.perf_counter()
-                sizes = [size for _, size in loader]
-                rates.append(len(clips) / (time.perf_counter() - start))
-            rows.append(row("workers", way, T, workers, rates[1:], "clips/s"))
-            rows.append(row("memory of a worker", way, T, workers, sizes, "MB"))
+                sizes[way] = [size for _, size in loader]
+                rates[way].append(n / (time.perf_counter() - start))
+        for way in loaders:
+            rows.append(row("workers", way, T, workers, rates[way][1:], "clips/s"))
+            rows.append(row("memory of a worker", way, T, workers, sizes[way], "MB"))
     return rows
 
 
@@ -249,10 +275,12 @@ def main() -> None:
             jpeg_mb = sum(file.stat().st_size for file in images) / 1e6 / n_files
             rows = [row("size of a video", "ours", n, 0, [video_mb], "MB")]
             rows += [row("size of a video", "JPEGs, PIL", n, 0, [jpeg_mb], "MB")]
+            copy_mb = statistics.mean(copy_of(path, n // 2).stat().st_size for path in paths) / 1e6
+            rows += [row("size of a video", "copies", n // 2, 0, [copy_mb], "MB")]
+            workers = worker_counts(1 if arguments.smoke else len(os.sched_getaffinity(0)))
             for T in (8,) if arguments.smoke else (150, 75):
                 rows += on_one_core(paths, T, rounds)
-            workers = worker_counts(1 if arguments.smoke else len(os.sched_getaffinity(0)))
-            rows += by_workers(paths, T, 2 if arguments.smoke else 30, workers)
+                rows += by_workers(paths, T, 2 if arguments.smoke else 30, workers)
     command = "python " + shlex.join(sys.argv)
     source = provenance(command, "cpu", 0, f"synthetic, {N} frames of 340 x 256, JPEG {QUALITY}")
     table = pd.DataFrame(rows).round(2)

@@ -148,11 +148,12 @@ def test_00_data_tells_missing_and_bad_files(tmp_path, make_video):
     rows.append(Row(("gone",), "wave", "val", "a.txt, line 4"))
     (tmp_path / "1.mp4").write_bytes(b"no video")
     csv = write_index(make_index(rows, tmp_path)[0], tmp_path, tmp_path / "mine.csv")
-    parameters = {"preset": "videos", "csv": str(csv), "results": str(tmp_path / "results")}
+    parameters = {"preset": "mini-kinetics", "csv": str(csv), "results": str(tmp_path / "results")}
     executed = run_notebook(FOLDER / "00_data.ipynb", tmp_path / "out.ipynb", parameters)
     printed = "".join(
         "".join(o["text"]) for c in code_of(executed) for o in c["outputs"] if "text" in o
     )
+    assert f"s2d prepare {csv} --preset mini-kinetics" in printed  # stride 2
     assert "val: 1 missing, as gone" in printed and "1.mp4: not a video" in printed
     checked = tmp_path / "mine.checked.csv"
     assert f"-p csv {checked} -p name mine-a0-0 -p test_split val" in printed.split("next: ")[1]

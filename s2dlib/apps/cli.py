@@ -116,6 +116,31 @@ def index(parser: ArgumentParser) -> Call:
     return index_videos
 
 
+def prepare(parser: ArgumentParser) -> Call:
+    """Write working copies of videos that are larger than training needs, and their CSV.
+
+    A copy holds every frame that the preset's frame_stride leaves, at its short_side, and decodes
+    fast. A video that cannot be read is named; the same command goes on after a kill.
+
+    example:
+      s2d prepare data/kinetics400/kinetics400.csv --preset kinetics400-x3d-s-m
+    """
+    from s2dlib.presets import PRESETS
+
+    add = parser.add_argument
+    add("csv", type=Path, help="path,label,split of the videos")
+    words = "of the training: how clips are chosen"
+    add("--preset", required=True, choices=PRESETS, metavar="PRESET", help=words)
+    add("--out", type=Path, help="folder to write to; default: one beside the CSV")
+
+    def call(args: Namespace) -> int:
+        from s2dlib.apps.prepare import prepare_videos
+
+        return prepare_videos(args.csv, args.preset, args.out)
+
+    return call
+
+
 def synthetic(parser: ArgumentParser) -> Call:
     """Write the built-in videos, or a share of them to try things on.
 
@@ -171,7 +196,10 @@ def _mark_values(argv: Sequence[str]) -> Iterator[str]:
             yield from (f"={text}" for text in itertools.islice(words, 2))
 
 
-COMMANDS = {c.__name__.rstrip("_"): c for c in (predict, inspect_, run, index, synthetic, export)}
+COMMANDS = {
+    command.__name__.rstrip("_"): command
+    for command in (predict, inspect_, run, index, prepare, synthetic, export)
+}
 
 
 def parse(argv: Sequence[str]) -> Namespace:

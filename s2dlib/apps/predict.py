@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from s2dlib.apps.prediction_table import digest_of, file_state, open_table, unpredicted
+from s2dlib.apps.prediction_table import digest_of, open_table, unpredicted
 from s2dlib.data.clips import load_views
 from s2dlib.data.files import (
     FPS,
@@ -24,19 +23,19 @@ from s2dlib.data.files import (
     atomic_path,
     check_output,
     contains,
+    file_state,
     write_video,
 )
 from s2dlib.data.frames import IMAGES
 from s2dlib.data.listing import list_folder
 from s2dlib.data.rows import RowTable
-from s2dlib.data.sources import ClipError
+from s2dlib.data.sources import cause_of
 from s2dlib.model import Output, S2DNet
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 PICTURE, FILM = ".s2d.png", ".s2d."  # ends of their names, after the video's own; mp4 or gif
-FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk's trouble, not a video's
 HEADINGS = {
     "action": "after DNet",
     "probability": "",
@@ -216,17 +215,8 @@ def predictions(
             if then is not None:
                 then(path, views, out)
         except Exception as error:  # of whatever kind, it is this video's and no other one's
-            row["error"] = _cause(error)
+            row["error"] = cause_of(error)
         yield path, row, seen
-
-
-def _cause(error: Exception) -> str:
-    """What a row says of an error; raises it where it is the disk that is full."""
-    if isinstance(error, OSError) and error.errno in FULL:
-        raise error
-    if isinstance(error, ClipError):
-        return error.cause
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def picture_stems(videos: Sequence[str | Path], paths: Sequence[Path], out: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from s2dlib.data.files import as_text, check_output
+from s2dlib.data.files import as_text, check_output, file_state
 from s2dlib.data.rows import OtherRows, Row, RowTable
 from s2dlib.model import S2DNet
 from s2dlib.sampler import Theta
@@ -38,16 +38,6 @@ def digest_of(model: S2DNet) -> str:
     for weight in model.state_dict().values():
         digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return f"sha256:{digest.hexdigest()[:12]}"
-
-
-def file_state(path: Path) -> Row:
-    """Its size in bytes, and when it was modified, since 1970; nothing where there is none."""
-    try:
-        state = path.stat()
-    except OSError:  # a link to nowhere
-        return {"bytes": "", "modified": ""}
-    modified = f"{state.st_mtime_ns} ns"  # of a bare number, a spreadsheet keeps 15 digits
-    return {"bytes": str(state.st_size), "modified": modified}
 
 
 def open_table(model: S2DNet, folder: Path, top: int = 5, inputs: Sequence[Path] = ()) -> RowTable:

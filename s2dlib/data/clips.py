@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Generator, Tensor
 from s2dlib.config import DataConfig
 from s2dlib.data.pixels import rgb_to_grayscale
 from s2dlib.data.readers import TIMEOUT, read_frames
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Frames = TypeVar("Frames", Tensor, np.ndarray)
 
@@ -41,6 +44,28 @@ def choose_frames(
     n_starts = n_total - (n - 1) * stride  # frames at which the clip can start
     start = (n_starts - 1) // 2 if generator is None else _randint(n_starts, generator)
     return list(range(start, start + n * stride, stride))
+
+
+def for_copies(config: DataConfig, table: DataFrame) -> DataConfig:
+    """The configuration as it holds for the videos of a table.
+
+    Working copies (prepare.py), which columns frame_stride and short_side tell, hold every so-many
+    frames only: that is part of the configuration's frame_stride.
+
+    Raises:
+        ValueError: the copies lack frames, or pixels, that the configuration asks for.
+    """
+    if not {"frame_stride", "short_side"} <= set(table.columns):
+        return config
+    strides = set(table["frame_stride"].astype(int))
+    stride, side = max(strides), table["short_side"].astype(int).min()
+    if len(strides) > 1 or config.frame_stride % stride or config.short_side > side:
+        asked = f"frame_stride={config.frame_stride}, short_side={config.short_side}"
+        raise ValueError(
+            f"{config.csv}: copies of every {stride} frames at short side {side} do not serve "
+            f"{asked}; use the original videos, or `s2d prepare` with this preset"
+        )
+    return replace(config, frame_stride=config.frame_stride // stride)
 
 
 def place_in_silence(

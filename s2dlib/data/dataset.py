@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from s2dlib.config import DataConfig
-from s2dlib.data.clips import Crop, choose_crops, choose_frames, place_in_silence
+from s2dlib.data.clips import Crop, choose_crops, choose_frames, for_copies, place_in_silence
 from s2dlib.data.files import atomic_path
 from s2dlib.data.pixels import resize, rgb_to_grayscale
 from s2dlib.data.readers import Wanted, read_frames
@@ -68,7 +68,7 @@ class VideoDataset(Dataset):
         splits = sorted(table["split"].unique())
         if split not in splits:
             raise ValueError(f"{config.csv}: no split {split!r}; the splits are {splits}")
-        self.config, self.train, self.seed = config, train, seed
+        self.config, self.train, self.seed = for_copies(config, table), train, seed
         self.classes = class_names(table)  # of all splits, so that indices agree
         table = table[table["split"] == split].head(config.n_clips or len(table))
         self.table = table.reset_index(drop=True)

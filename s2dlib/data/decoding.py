@@ -10,12 +10,11 @@ import math
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import chain, islice
 from typing import Any
 
 import av
-import av.logging
 import decord
 import numpy as np
 from av.container import InputContainer
@@ -23,7 +22,8 @@ from av.stream import Disposition
 from av.video import VideoFrame, VideoStream
 from av.video.reformatter import VideoReformatter
 
-from s2dlib.data.sources import ClipError, Folder, Source, first_line, progress
+from s2dlib.data.packets import BROADCAST, Packets
+from s2dlib.data.sources import COPY, ClipError, Folder, Source, first_line, progress
 
 MOV, MKV = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"  # FFmpeg's names of the demuxers
 # What decord reads, where all else is as it should be
@@ -31,15 +31,14 @@ DECORD_CONTAINERS = {MOV, MKV, "avi"}
 DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg"}
 DECORD_PIXELS = {"yuv420p", "yuvj420p"}
 LONG = 1500  # packets: from here on PyAV, which can seek
-FIRST = 3  # frames that decord and PyAV must agree on when a file is opened
+FIRST = 3  # frames that are decoded when a file is opened, on which decord and PyAV must agree
 AGREE = 2  # gray levels by which two builds of FFmpeg may round apart
 FEW = 2  # frames that any file may lose
 LOSS, LOSS_SECONDS = 0.1, 2  # what a file that is not cut off may lose: a share, and a time
 TIMED = {MKV, "flv", "asf"}  # whose header tells the duration and no count of frames
-BROADCAST = {"mpegts", "mpeg"}  # streams without a beginning or an end: cut everywhere by nature
 # One packet, one frame; not so VP8 and MPEG-4 (hidden and empty frames), Theora, WMV
 SEEKABLE = {"h264", "hevc", "vp9", "av1", "mpeg1video", "mpeg2video", "mjpeg", "prores", "ffv1"}
-HEAD = 32  # frames that must come with the times of their packets before a file is sought
+HEAD = 32  # frames that must bear the times of their packets before a file is sought; copy: FIRST
 
 
 def open_video(path: str) -> Source:
@@ -59,44 +58,6 @@ def open_video(path: str) -> Source:
         with suppress(Exception):  # of any kind: what decord makes of a file is no matter then
             return _Decord(video)
     return video
-
-
-class _Packets:
-    """What a file's packets tell without being decoded, in the order stored."""
-
-    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
-        self.n = self.n_held = 0  # of this stream, and up to the last one that holds something
-        self.last = -1  # when that one is decoded, in the stream's time base
-        self.times: list[int | None] = []  # when shown, of those that become frames
-        self.keys: dict[int | None, int | None] = {}  # of key frames: when shown, when decoded
-        self.end = 0.0  # of all streams, seconds
-        self.cut = False  # within the last packet
-        codec = stream.codec_context.codec.canonical_name
-        hides = codec == "vp8"  # frames that others are predicted from
-        begun = container.format.name not in BROADCAST  # which begin within a group of pictures
-        one = 1 / float(stream.average_rate or 25)  # seconds a frame, where packets do not tell
-        with _complaints() as complaints, suppress(av.FFmpegError):  # n tells what is missing
-            for packet in container.demux():
-                progress.tick()
-                if packet.size == 0 and packet.dts is None:  # PyAV's own, at the end
-                    continue
-                if packet.pts is not None:
-                    seconds = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                    self.end = max(self.end, seconds if packet.duration else seconds + one)
-                if packet.stream_index == stream.index and (begun := begun or packet.is_keyframe):
-                    shown = not hides or memoryview(packet)[0] & 0x10
-                    self._add(packet, shown=bool(shown))
-        self.cut |= any("ended prematurely" in text for _, _, text in complaints)
-
-    def _add(self, packet: av.Packet, *, shown: bool) -> None:
-        self.n, self.cut = self.n + 1, packet.is_corrupt
-        if packet.size == 0:  # the frame before stays, or the file has lost its end
-            return
-        self.n_held, self.last = self.n, max(self.last, -1 if packet.dts is None else packet.dts)
-        if shown and not packet.is_discard:  # an edit list hides frames
-            self.times.append(packet.pts)
-            if packet.is_keyframe:
-                self.keys[packet.pts] = packet.dts
 
 
 class _PyAV:
@@ -119,10 +80,11 @@ class _PyAV:
             self.fps = float(rate) if rate else math.nan
             self.kind = (container.format.name, stream.codec_context.codec.canonical_name)
             self.pixels = stream.codec_context.pix_fmt
+            self._is_copy = container.metadata.get("comment") == COPY
             claimed, seconds = stream.frames, (container.duration or 0) / av.time_base
             if claimed and self.kind[0] == MOV:  # samples that an edit list leaves
                 claimed = len(stream.index_entries)
-            self._packets = _Packets(container, stream)
+            self._packets = Packets(container, stream)
         self.n_frames = len(self._packets.times)
         self.lost = self._judge_end(claimed, seconds)
         self._forward: Iterator[VideoFrame] | None = self._decode()
@@ -187,7 +149,7 @@ class _PyAV:
     def suits_decord(self) -> bool:
         """Whether it is of a kind that decord reads, with nothing odd about it."""
         container, codec = self.kind
-        known = container in DECORD_CONTAINERS and codec in DECORD_CODECS
+        known = container in DECORD_CONTAINERS and codec in DECORD_CODECS and not self._is_copy
         whole = self.lost == 0 and self.n_frames == self._packets.n < LONG
         return known and whole and self.pixels in DECORD_PIXELS and self._matrix is None
 
@@ -254,7 +216,8 @@ class _PyAV:
             return
         keys = (number[time] for time in self._packets.keys if time is not None)
         start = i = max((key for key in keys if key <= first), default=0)
-        if start < 2 * HEAD or not self._begins_as(times[:HEAD]):
+        head = FIRST if self._is_copy else HEAD
+        if start < 2 * head or not self._begins_as(times[:head]):
             return
         for frame in self._decode(self._packets.keys[times[start]]):
             if i == start and frame.pts is not None and frame.pts < times[start]:
@@ -267,7 +230,7 @@ class _PyAV:
     def _begins_as(self, times: list[int]) -> bool:
         """Whether the first frames bear these times."""
         if self._starts_right is None:
-            head = islice(self._decode(), len(times))
+            head = islice(self._decode(), len(times)) if len(times) > FIRST else self.first
             self._starts_right = [frame.pts for frame in head] == times
         return self._starts_right
 
@@ -336,15 +299,3 @@ def _agree(frame: decord.ndarray.NDArray, expected: np.ndarray) -> bool:
     """Whether two readers give the same picture; they may round apart."""
     found = frame.asnumpy().astype(np.int16)
     return found.shape == expected.shape and np.abs(found - expected).max() <= AGREE
-
-
-@contextmanager
-def _complaints() -> Iterator[list[tuple[int, str, str]]]:
-    """What FFmpeg writes to its log as an error meanwhile: level, who, text."""
-    av.logging.set_skip_repeated(False)
-    av.logging.set_level(av.logging.ERROR)
-    try:
-        with av.logging.Capture() as messages:
-            yield messages
-    finally:
-        av.logging.set_level(None)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FPS = 25
+FILM = {"preset": "ultrafast", "crf": "26"}  # of libx264, for films to be watched
 MADE = b"Made by s2d, which may replace it."  # a comment within pictures and films
 
 
@@ -53,6 +54,16 @@ def contains(path: str | Path, pattern: bytes) -> bool:
         return False
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return re.search(pattern, content) is not None
+
+
+def file_state(path: Path) -> dict[str, str]:
+    """Its size in bytes, and when it was modified, since 1970; nothing where there is none."""
+    try:
+        state = path.stat()
+    except OSError:  # a link to nowhere
+        return {"bytes": "", "modified": ""}
+    modified = f"{state.st_mtime_ns} ns"  # of a bare number, a spreadsheet keeps 15 digits
+    return {"bytes": str(state.st_size), "modified": modified}
 
 
 def as_text(path: str | Path) -> str:
@@ -141,8 +152,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float = FPS, comment: bytes
 
     with atomic_path(path) as partial:
         if path.suffix != ".gif":
-            _, H, W, _ = frames.shape
-            _write_h264(partial, frames[:, : H // 2 * 2, : W // 2 * 2], fps, comment.decode())
+            write_h264(partial, frames, fps, comment.decode(), FILM)
             return
         gray = frames.shape[-1] == 1
         first, *rest = (Image.fromarray(frame[..., 0] if gray else frame) for frame in frames)
@@ -157,21 +167,31 @@ def write_video(path: Path, frames: np.ndarray, fps: float = FPS, comment: bytes
         )
 
 
-def _write_h264(path: Path, frames: np.ndarray, fps: float, comment: str) -> None:
+def write_h264(
+    path: Path, frames: Iterable[np.ndarray], fps: float, comment: str, options: dict[str, str]
+) -> int:
+    """Write frames as they come, as H.264 in yuv420p, by one thread. Returns their number.
+
+    Args:
+        frames: uint8, gray or colour; odd sizes lose the last row or column. (H, W, 1 or 3) each
+        comment: kept in the file; empty: none.
+        options: of libx264.
+    """
     import av
 
-    gray = frames.shape[3] == 1
-    options = {"preset": "ultrafast", "crf": "26"}
+    n = 0
     # a file and no name: FFmpeg takes "12:30.mp4" for a protocol, and knows names in UTF-8 alone
     with path.open("wb") as file, av.open(file, "w", format="mp4") as container:
         container.metadata.update({"comment": comment} if comment else {})
-        stream = container.add_stream(
-            "libx264", rate=Fraction(fps).limit_denominator(1001), options=options
-        )
-        stream.height, stream.width = frames.shape[1:3]
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options=options)
         stream.pix_fmt, stream.thread_count = "yuv420p", 1
-        for frame in frames:
-            image = frame[..., 0] if gray else frame
-            image = av.VideoFrame.from_ndarray(image, format="gray" if gray else "rgb24")
-            container.mux(stream.encode(image))
+        for n, frame in enumerate(frames, 1):
+            H, W, C = frame.shape
+            if n == 1:
+                stream.height, stream.width = H // 2 * 2, W // 2 * 2
+            even = frame[: H // 2 * 2, : W // 2 * 2]
+            pixels, kind = (even[..., 0], "gray") if C == 1 else (even, "rgb24")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format=kind)))
         container.mux(stream.encode())
+    return n

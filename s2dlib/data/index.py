@@ -153,17 +153,17 @@ def write_index(
         raise ValueError(text)
     if folder.is_relative_to(out.parent):
         folder = folder.relative_to(out.parent)
-    found = found.assign(path=[_no_blank_first(folder / path) for path in found["path"]])
-    write_atomic(missing_of(out), _csv(missing.drop(columns="path")))
-    return write_atomic(out, _csv(found.drop(columns="name")))
+    found = found.assign(path=[no_blank_first(folder / path) for path in found["path"]])
+    write_atomic(missing_of(out), as_csv(missing.drop(columns="path")))
+    return write_atomic(out, as_csv(found.drop(columns="name")))
 
 
-def _no_blank_first(path: Path) -> str:
+def no_blank_first(path: Path) -> str:
     """A path as it is, or from ./ on: readers of a CSV skip the blanks before a field."""
     return f"./{path}" if str(path)[0].isspace() else str(path)
 
 
-def _csv(table: pd.DataFrame) -> bytes:
+def as_csv(table: pd.DataFrame) -> bytes:
     """A table as CSV; what is not UTF-8, as in a folder's name, is escaped."""
     text = table.to_csv(index=False)
     if "\r" in text:  # which is not quoted, and ends a line
@@ -184,6 +184,14 @@ def read_missing(index: str | Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
+def read_index(index: str | Path) -> tuple[pd.DataFrame, list[str]]:
+    """An index as it is written, all columns text, and the absolute path of each row."""
+    header, *rows = [fields for _, fields in read_lines(index)]
+    table = pd.DataFrame(rows, columns=[name.strip() for name in header], dtype=object)
+    folder = os.path.abspath(os.path.dirname(index))
+    return table, [absolute_path(folder, path) for path in table["path"]]
+
+
 def write_checked(index: str | Path, bad: Iterable[str], found: pd.DataFrame | None = None) -> Path:
     """Write <index>.checked.csv, the same without the videos at some absolute paths.
 
@@ -194,18 +202,15 @@ def write_checked(index: str | Path, bad: Iterable[str], found: pd.DataFrame | N
     Returns:
         The index to go on with: the one given, where no video of it is bad.
     """
-    bad, (header, *rows) = set(bad), [fields for _, fields in read_lines(index)]
-    table = pd.DataFrame(rows, columns=[name.strip() for name in header], dtype=object)
-    folder = os.path.abspath(os.path.dirname(index))
-    paths = [absolute_path(folder, path) for path in table["path"]]
+    bad, (table, paths) = set(bad), read_index(index)
     if found is not None:
         known = found.drop_duplicates("path").set_index("path").reindex(paths)
         table["reader"] = known["reader"].to_numpy()
         table["n_frames"] = known["n_frames"].astype("Int64").array
     kept = table[[path not in bad for path in paths]]
     if kept.empty:
-        raise ValueError(f"{index}: none of its {len(rows)} videos is usable")
+        raise ValueError(f"{index}: none of its {len(table)} videos is usable")
     checked = Path(index).with_name(f"{Path(index).stem.removesuffix('.checked')}.checked.csv")
-    if len(kept) < len(rows) or found is not None:
-        write_atomic(checked, _csv(kept))
-    return checked if len(kept) < len(rows) else Path(index)
+    if len(kept) < len(table) or found is not None:
+        write_atomic(checked, as_csv(kept))
+    return checked if len(kept) < len(table) else Path(index)

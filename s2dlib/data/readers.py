@@ -91,17 +91,51 @@ def read_frames(
         return frames if order == indices else frames[[order.index(i) for i in indices]]
 
 
-def _collect(chunks: Iterator[np.ndarray], n_frames: int, short_side: int | None) -> Tensor:
-    """Chunks (m, H, W, 3) in one, resized. (n_frames, 3, H, W)"""
+def open_frames(
+    path: str | Path,
+    wanted: Callable[[int], Sequence[int]],
+    short_side: int,
+    timeout: float = TIMEOUT,
+) -> tuple[VideoInfo, Iterator[Tensor]]:
+    """A video of any length, some frames at a time; arguments and errors as of read_frames.
+
+    Args:
+        wanted: called once; frames beyond the video's end do not come.
+
+    Returns:
+        What the file says, without its size, and frames, (m, 3, H, W) each.
+    """
+    reader = _reader()
+    info = reader.ask("open", path, timeout)
+
+    def chunks() -> Iterator[Tensor]:
+        try:
+            for chunk in reader.frames(list(wanted(info.n_frames))):
+                yield _resize(chunk, short_side)
+        except _EndsEarlier as error:
+            _tell(path, error.args[0])
+
+    return info, chunks()
+
+
+def _resize(chunk: np.ndarray, short_side: int | None) -> Tensor:
+    """(m, H, W, 3) -> (m, 3, H, W), as stored where short_side is None"""
     import torch
 
     from s2dlib.data.pixels import resize_short_side
 
+    frames = torch.from_numpy(chunk).permute(0, 3, 1, 2)
+    return resize_short_side(frames, short_side) if short_side else frames
+
+
+def _collect(chunks: Iterator[np.ndarray], n_frames: int, short_side: int | None) -> Tensor:
+    """Chunks (m, H, W, 3) in one, resized. (n_frames, 3, H, W)"""
+    import torch
+
     n = 0
     out = torch.empty(0)
     for chunk in chunks:
-        frames = torch.from_numpy(chunk).permute(0, 3, 1, 2)
-        frames = resize_short_side(frames, short_side) if short_side else frames
+        frames = _resize(chunk, short_side)
         if n == 0:  # channels last
             out = torch.empty((n_frames, *frames.shape[-2:], 3), dtype=torch.uint8)
             out = out.permute(0, 3, 1, 2)  # (n, 3, H, W)

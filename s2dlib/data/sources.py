@@ -5,6 +5,7 @@ Nothing here or in decoding.py imports torch or pandas: the child process starts
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 BUFFER = 1 << 21  # bytes of frames handed over at a time; one half is filled, the other one read
 TICK = 0.5  # seconds between two signs of progress
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk's trouble, not a video's
+COPY = "Working copy by s2d prepare."  # comment of a file: see data/prepare.py
 
 
 class ClipError(RuntimeError):
@@ -34,6 +37,15 @@ class ClipError(RuntimeError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.cause}"
+
+
+def cause_of(error: Exception) -> str:
+    """What is said of a video's error, of whatever kind; it is raised where the disk is full."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        raise error
+    if isinstance(error, ClipError):
+        return error.cause
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 class Source(Protocol):
