@@ -6,7 +6,9 @@
 import json
 
 from s2dlib.presets import PRESETS, VARIANTS
-from s2dlib.training.trials import CEILING, CONSTANT, GRID, GRID_WINDOWS, SWEEPS, TRIALS, WINDOWS
+from s2dlib.training.trials import (
+    CEILING, CONSTANT, GRID, GRID_WINDOWS, SHIFTS, SWEEPS, TRIALS, WINDOWS,
+)
 
 # The defaults are `make reproduce`; `make study` is every row over five seeds, with all trials;
 # `make grid` is every row over three seeds on GRID, whose index `s2d index grid` has made.
@@ -32,7 +34,7 @@ NETWORKS = {"snet": "a2", "dnet": "a1"}  # and the row that does without it
 # What is changed about the full model, each a run <preset>-<trial>-<seed>; the best window is
 # chosen by the rule `constant`, and authors1 is the first stage of authors.
 WINDOWS = WINDOWS if DRAWN else GRID_WINDOWS
-TRIALS, SWEEPS = (TRIALS, SWEEPS) if DRAWN else (GRID, {})
+TRIALS, SWEEPS = (TRIALS, SWEEPS) if DRAWN else (GRID, SHIFTS)
 CHANGED = TRIALS | CEILING | SWEEPS | WINDOWS
 STUDIED = STUDIED if DRAWN or SPOKEN else []
 TRIED = [f"{name}-{seed}" for name in TRIALS if name != "authors1" for seed in STUDIED]

@@ -84,6 +84,17 @@ GRID = {
         fields={"theta_source": "motion"},
     ),
 }
+# How much later than motion the word is: DNet's close-ups there, half as long; chosen on val.
+SHIFTS = {
+    f"shift-{n}": Trial(
+        words=f"DNet's close-ups {n} frames after motion, 24 epochs",
+        variant="a2",
+        recipe="closeups",
+        start=(None, None),
+        fields={"start_shift": float(n), "epochs": 24},
+    )
+    for n in (0, 6, 11, 16)
+}
 
 
 def override(preset: Preset, recipe: str, changes: dict[str, Any]) -> Preset:
