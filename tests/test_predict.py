@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+import s2dlib.apps.pictures as pictures_module
 import s2dlib.apps.predict as predict_module
 from s2dlib.apps.cli import main
 from s2dlib.apps.predict import find_videos, predict_clip, predictions, top_predictions
@@ -217,18 +218,17 @@ def test_pictures_do_not_go_among_the_frames_of_a_video(runs, tmp_path, predict)
 @pytest.fixture
 def trouble(monkeypatch):
     """trouble({name: error}) raises errors for videos of these names; returns those asked for."""
-    original = predict_module.predict_clip
 
     def start(errors):
         asked = []
 
-        def predict_clip(model, path, *arguments):
+        def load(path, data):
             asked.append(path.name)
             if error := errors.get(path.name):
                 raise error
-            return original(model, path, *arguments)
+            return load_views(path, data)
 
-        monkeypatch.setattr(predict_module, "predict_clip", predict_clip)
+        monkeypatch.setattr(predict_module, "load_views", load)
         return asked
 
     return start
@@ -290,14 +290,14 @@ def test_ctrl_c_leaves_what_is_there_and_the_same_command_goes_on(
 def test_a_full_disk_ends_in_a_line_with_the_rows_so_far(
     videos, runs, tmp_path, predict, monkeypatch
 ):
-    original, full = predict_module.write_video, OSError(errno.ENOSPC, "No space left on device")
+    original, full = pictures_module.write_video, OSError(errno.ENOSPC, "No space left on device")
 
     def write_video(path, *arguments):
         if path.name.startswith("b."):
             raise full
         original(path, *arguments)
 
-    monkeypatch.setattr(predict_module, "write_video", write_video)
+    monkeypatch.setattr(pictures_module, "write_video", write_video)
     run = ("--checkpoint", runs / "synthetic-a0-0", "--out", tmp_path / "out", "--pictures")
     message, *_ = predict(videos, *run)
     assert message == "error: [Errno 28] No space left on device"
@@ -363,7 +363,7 @@ def test_a_video_that_cannot_be_opened_and_is_named_as_a_film_is_found(videos, m
     def refuse(path, pattern):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(predict_module, "contains", refuse)  # root can read everything
+    monkeypatch.setattr(pictures_module, "contains", refuse)  # root can read everything
     assert videos / "a.s2d.mp4" in find_videos([videos])
 
 
