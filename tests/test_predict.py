@@ -129,6 +129,59 @@ def test_a_bad_file_costs_its_own_row_and_no_other(model, videos):
     assert rows["a.mp4"]["delta_y"] == pytest.approx(out.theta.delta_y.mean().item())
 
 
+@pytest.fixture
+def many(videos, make_video):
+    """The folder with more videos, of other lengths."""
+    for n in (5, 30, 48, 17):
+        make_video(videos / "below" / f"{n}.mp4", n_frames=n)
+    return videos
+
+
+@pytest.mark.parametrize("crops", [1, 3])
+def test_many_at_once_have_the_rows_that_they_have_one_by_one(runs, many, crops):
+    model = S2DNet.from_pretrained(runs / "synthetic-a0-0")
+    model.record["data"]["test_crops"] = crops
+    paths = find_videos([many])
+    alone = [row for path in paths for _, row, _ in predictions(model, [path])]
+    together = list(predictions(model, paths, workers=3, batch_size=4))
+    assert [path for path, _, _ in together] == paths
+    for expected, (path, row, seen) in zip(alone, together, strict=True):
+        assert row == {k: pytest.approx(v, rel=1e-4, abs=1e-6) for k, v in expected.items()}
+        assert (seen is None) == (path.name == "bad.mp4")
+        if seen is not None:
+            views, out = predict_clip(model, path)
+            assert_close(seen[0], views, rtol=0, atol=0)
+            assert_close(seen[1].detail_volume, out.detail_volume, rtol=1e-4, atol=0.01)  # of 255
+            assert_close(seen[1].scores, out.scores, rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_be_computed_costs_its_own_row_of_a_batch(runs, many):
+    model = S2DNet.from_pretrained(runs / "synthetic-a0-0")
+
+    def refuse(module, inputs):
+        if (inputs[1] == 17).any():
+            raise RuntimeError("CUDA out of memory.\nTried")
+
+    model.register_forward_pre_hook(refuse)
+    rows = list(predictions(model, find_videos([many]), workers=2, batch_size=8))
+    errors = {path.name: row["error"] for path, row, _ in rows if row["error"]}
+    assert errors.keys() == {"17.mp4", "bad.mp4"} and len(rows) == 7
+    assert errors["17.mp4"] == "RuntimeError: CUDA out of memory. Tried"
+
+
+def test_the_command_takes_many_at_once_and_goes_on(many, runs, tmp_path, predict, trouble):
+    out = tmp_path / "out"
+    run = ("--checkpoint", runs / "synthetic-a0-0", "--out", out, "--workers", 3, "--batch", 2)
+    names = [path.name for path in find_videos([many])]
+    trouble({names[4]: KeyboardInterrupt()})
+    code, _, errors = predict(many, *run)
+    assert code == 130 and "holds 4 rows so far" in errors and "videos/s" in errors
+    assert list(rows_of(out)) == names[:4]
+    asked = trouble({})
+    assert predict(many, *run)[0] == 1
+    assert set(asked) == {"bad.mp4", *names[4:]} and rows_of(out).keys() == set(names)
+
+
 def test_the_command_writes_a_table_for_a_folder_and_tells_the_bad_video(videos, runs, tmp_path):
     out, run = tmp_path / "out", runs / "synthetic-a0-0"
     command = ["-m", "s2dlib", "predict", videos, "--checkpoint", run, "--out", out, "--top", "2"]
@@ -436,6 +489,8 @@ def test_a_table_of_nothing_and_a_folder_that_is_a_file_are_errors_in_a_line(
     assert message == "error: --top must be >= 1 and --timeout > 0 seconds, got 0 and None"
     message, *_ = predict(videos / "a.mp4", "--checkpoint", run, "--timeout", "nan")
     assert message == "error: --top must be >= 1 and --timeout > 0 seconds, got 5 and nan"
+    message, *_ = predict(videos, "--checkpoint", run, "--batch", 0)
+    assert message == "error: --workers and --batch must be >= 1, got None and 0"
     message, *_ = predict(videos / "a.mp4", "--checkpoint", run, "--out", videos / "bad.mp4")
     assert message.startswith("error: ") and "bad.mp4" in message
 

@@ -213,7 +213,6 @@ def _reader() -> _Reader:
             return reader
         reader.close()
     _local.reader = reader = _Reader()
-    getattr(_local, "children", []).append(reader.child)
     return reader
 
 
@@ -234,6 +233,7 @@ class _Reader:
             arguments, pass_fds=fds, stdin=null, stdout=null, stderr=null, env=environment
         )
         child_end.close()
+        getattr(_local, "children", []).append(self.child)
         self.close = weakref.finalize(
             self, _close, self.child, self.connection, self.memory, self.pid
         )
