@@ -247,7 +247,7 @@ def predict_videos(
     Returns:
         The exit status: 1 where a video could not be read or drawn, 130 after Ctrl-C.
     """
-    check_options(top, timeout, workers, batch_size)
+    _check_options(top, timeout, workers, batch_size)
     paths = find_videos(videos)
     model = S2DNet.from_pretrained(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -274,7 +274,7 @@ def predict_videos(
     return status
 
 
-def check_options(top: int, timeout: float | None, workers: int | None, batch_size: int) -> None:
+def _check_options(top: int, timeout: float | None, workers: int | None, batch_size: int) -> None:
     """ValueError for what `s2d predict` cannot do."""
     if top < 1 or (timeout is not None and not timeout > 0):
         raise ValueError(f"--top must be >= 1 and --timeout > 0 seconds, got {top} and {timeout}")
