@@ -142,17 +142,18 @@ def test_many_at_once_have_the_rows_that_they_have_one_by_one(runs, many, crops)
     model = S2DNet.from_pretrained(runs / "synthetic-a0-0")
     model.record["data"]["test_crops"] = crops
     paths = find_videos([many])
-    alone = [row for path in paths for _, row, _ in predictions(model, [path])]
+    alone = list(predictions(model, paths))
     together = list(predictions(model, paths, workers=3, batch_size=4))
     assert [path for path, _, _ in together] == paths
-    for expected, (path, row, seen) in zip(alone, together, strict=True):
-        assert row == {k: pytest.approx(v, rel=1e-4, abs=1e-6) for k, v in expected.items()}
+    for (path, one, expected), (_, row, seen) in zip(alone, together, strict=True):
+        numbers = {k: v for k, v in one.items() if isinstance(v, float)}
+        assert row == one | {k: pytest.approx(v, rel=1e-4) for k, v in numbers.items()}
         assert (seen is None) == (path.name == "bad.mp4")
         if seen is not None:
-            views, out = predict_clip(model, path)
-            assert_close(seen[0], views, rtol=0, atol=0)
-            assert_close(seen[1].detail_volume, out.detail_volume, rtol=1e-4, atol=0.01)  # of 255
-            assert_close(seen[1].scores, out.scores, rtol=1e-4, atol=1e-6)
+            (views, out), (expected_views, expected_out) = seen, expected
+            assert_close(views, expected_views, rtol=0, atol=0)
+            assert_close(out.detail_volume, expected_out.detail_volume, rtol=0, atol=0.1)  # of 255
+            assert_close(out.scores, expected_out.scores, rtol=1e-4, atol=1e-6)
 
 
 def test_what_cannot_be_computed_costs_its_own_row_of_a_batch(runs, many):

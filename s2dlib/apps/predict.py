@@ -138,12 +138,13 @@ def predictions(
     Args:
         then: called with each video, its views and its output; its error is the row's, too.
         workers: threads that read, each with a child that decodes.
-        batch_size: videos computed at once; their clips are in memory twice, and one a worker.
+        batch_size: videos computed at once. Up to 3 batch_size + workers clips are in memory.
     """
     digest = digest_of(model)
     data = _data_of(model, timeout)
     for path, state, seen in _computed(model.to(device), paths, data, device, workers, batch_size):
         row: Row = {"path": as_text(path), "error": "", "model": digest, **state}
+        shown = None
         try:
             if isinstance(seen, Exception):
                 raise seen
@@ -153,11 +154,12 @@ def predictions(
                 row |= {f"{name}_{rank}": value for rank, value in enumerate(column, start=1)}
             if out.theta is not None:
                 row |= {name: value.mean().item() for name, value in vars(out.theta).items()}
+            shown = seen
             if then is not None:
                 then(path, views, out)
         except Exception as error:  # of whatever kind, it is this video's and no other one's
             row["error"] = _cause(error)
-        yield path, row, None if isinstance(seen, Exception) else seen
+        yield path, row, shown
 
 
 def _computed(
