@@ -285,9 +285,9 @@ def _check_options(top: int, timeout: float | None, workers: int | None, batch_s
 
 
 def default_workers(n: int) -> int:
-    """Threads that read n videos: a core stays for the network, a few videos need but one thread.
+    """Threads that read n videos: one core stays for the network, and each thread has 8 videos.
 
-    At most 8, since a child takes 60 MB and a clip of 150 frames of 224 x 224 pixels 23 MB.
+    At most 8 threads, since each has a child and a clip of 150 frames of 224 x 224 takes 23 MB.
     """
     return max(1, min(8, (os.cpu_count() or 1) - 1, n // 8))
 

@@ -46,7 +46,8 @@ def collate(items: list[Item]) -> Batch:
     if not items:
         return {"failed": failed}
     clips = [x if (x := item["frames"]).ndim == 5 else x[None] for item in items]
-    V, (frames, n_frames) = len(clips[0]), pad(clips)
+    V = len(clips[0])
+    frames, n_frames = pad(clips)
     index = torch.tensor([item["index"] for item in items])
     batch: Batch = {
         "frames": frames,
