@@ -21,7 +21,13 @@ from torch.testing import assert_close
 import s2dlib.apps.pictures as pictures_module
 import s2dlib.apps.predict as predict_module
 from s2dlib.apps.cli import main
-from s2dlib.apps.predict import find_videos, predict_clip, predictions, top_predictions
+from s2dlib.apps.predict import (
+    default_workers,
+    find_videos,
+    predict_clip,
+    predictions,
+    top_predictions,
+)
 from s2dlib.data.clips import load_views
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.files import write_video
@@ -154,6 +160,11 @@ def test_many_at_once_have_the_rows_that_they_have_one_by_one(runs, many, crops)
             assert_close(views, expected_views, rtol=0, atol=0)
             assert_close(out.detail_volume, expected_out.detail_volume, rtol=0, atol=0.1)  # of 255
             assert_close(out.scores, expected_out.scores, rtol=1e-4, atol=1e-6)
+
+
+def test_few_videos_have_one_thread_and_many_have_eight_at_most():
+    assert [default_workers(n) for n in (0, 2, 15)] == [1, 1, 1]
+    assert 1 <= default_workers(10_000) <= min(8, os.cpu_count())
 
 
 def test_what_cannot_be_computed_costs_its_own_row_of_a_batch(runs, many):
