@@ -18,9 +18,16 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+import s2dlib.apps.pictures as pictures_module
 import s2dlib.apps.predict as predict_module
 from s2dlib.apps.cli import main
-from s2dlib.apps.predict import find_videos, predict_clip, predictions, top_predictions
+from s2dlib.apps.predict import (
+    default_workers,
+    find_videos,
+    predict_clip,
+    predictions,
+    top_predictions,
+)
 from s2dlib.data.clips import load_views
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.files import write_video
@@ -128,6 +135,65 @@ def test_a_bad_file_costs_its_own_row_and_no_other(model, videos):
     assert rows["a.mp4"]["delta_y"] == pytest.approx(out.theta.delta_y.mean().item())
 
 
+@pytest.fixture
+def many(videos, make_video):
+    """The folder with more videos, of other lengths."""
+    for n in (5, 30, 48, 17):
+        make_video(videos / "below" / f"{n}.mp4", n_frames=n)
+    return videos
+
+
+@pytest.mark.parametrize("crops", [1, 3])
+def test_many_at_once_have_the_rows_that_they_have_one_by_one(runs, many, crops):
+    model = S2DNet.from_pretrained(runs / "synthetic-a0-0")
+    model.record["data"]["test_crops"] = crops
+    paths = find_videos([many])
+    alone = list(predictions(model, paths))
+    together = list(predictions(model, paths, workers=3, batch_size=4))
+    assert [path for path, _, _ in together] == paths
+    for (path, one, expected), (_, row, seen) in zip(alone, together, strict=True):
+        numbers = {k: v for k, v in one.items() if isinstance(v, float)}
+        assert row == one | {k: pytest.approx(v, rel=1e-4) for k, v in numbers.items()}
+        assert (seen is None) == (path.name == "bad.mp4")
+        if seen is not None:
+            (views, out), (expected_views, expected_out) = seen, expected
+            assert_close(views, expected_views, rtol=0, atol=0)
+            assert_close(out.detail_volume, expected_out.detail_volume, rtol=0, atol=0.1)  # of 255
+            assert_close(out.scores, expected_out.scores, rtol=1e-4, atol=1e-6)
+
+
+def test_few_videos_have_one_thread_and_many_have_eight_at_most():
+    assert [default_workers(n) for n in (0, 2, 15)] == [1, 1, 1]
+    assert 1 <= default_workers(10_000) <= min(8, os.cpu_count())
+
+
+def test_what_cannot_be_computed_costs_its_own_row_of_a_batch(runs, many):
+    model = S2DNet.from_pretrained(runs / "synthetic-a0-0")
+
+    def refuse(module, inputs):
+        if (inputs[1] == 17).any():
+            raise RuntimeError("CUDA out of memory.\nTried")
+
+    model.register_forward_pre_hook(refuse)
+    rows = list(predictions(model, find_videos([many]), workers=2, batch_size=8))
+    errors = {path.name: row["error"] for path, row, _ in rows if row["error"]}
+    assert errors.keys() == {"17.mp4", "bad.mp4"} and len(rows) == 7
+    assert errors["17.mp4"] == "RuntimeError: CUDA out of memory. Tried"
+
+
+def test_the_command_takes_many_at_once_and_goes_on(many, runs, tmp_path, predict, trouble):
+    out = tmp_path / "out"
+    run = ("--checkpoint", runs / "synthetic-a0-0", "--out", out, "--workers", 3, "--batch", 2)
+    names = [path.name for path in find_videos([many])]
+    trouble({names[4]: KeyboardInterrupt()})
+    code, _, errors = predict(many, *run)
+    assert code == 130 and "holds 4 rows so far" in errors and "videos/s" in errors
+    assert list(rows_of(out)) == names[:4]
+    asked = trouble({})
+    assert predict(many, *run)[0] == 1
+    assert set(asked) == {"bad.mp4", *names[4:]} and rows_of(out).keys() == set(names)
+
+
 def test_the_command_writes_a_table_for_a_folder_and_tells_the_bad_video(videos, runs, tmp_path):
     out, run = tmp_path / "out", runs / "synthetic-a0-0"
     command = ["-m", "s2dlib", "predict", videos, "--checkpoint", run, "--out", out, "--top", "2"]
@@ -217,18 +283,17 @@ def test_pictures_do_not_go_among_the_frames_of_a_video(runs, tmp_path, predict)
 @pytest.fixture
 def trouble(monkeypatch):
     """trouble({name: error}) raises errors for videos of these names; returns those asked for."""
-    original = predict_module.predict_clip
 
     def start(errors):
         asked = []
 
-        def predict_clip(model, path, *arguments):
+        def load(path, data):
             asked.append(path.name)
             if error := errors.get(path.name):
                 raise error
-            return original(model, path, *arguments)
+            return load_views(path, data)
 
-        monkeypatch.setattr(predict_module, "predict_clip", predict_clip)
+        monkeypatch.setattr(predict_module, "load_views", load)
         return asked
 
     return start
@@ -290,14 +355,14 @@ def test_ctrl_c_leaves_what_is_there_and_the_same_command_goes_on(
 def test_a_full_disk_ends_in_a_line_with_the_rows_so_far(
     videos, runs, tmp_path, predict, monkeypatch
 ):
-    original, full = predict_module.write_video, OSError(errno.ENOSPC, "No space left on device")
+    original, full = pictures_module.write_video, OSError(errno.ENOSPC, "No space left on device")
 
     def write_video(path, *arguments):
         if path.name.startswith("b."):
             raise full
         original(path, *arguments)
 
-    monkeypatch.setattr(predict_module, "write_video", write_video)
+    monkeypatch.setattr(pictures_module, "write_video", write_video)
     run = ("--checkpoint", runs / "synthetic-a0-0", "--out", tmp_path / "out", "--pictures")
     message, *_ = predict(videos, *run)
     assert message == "error: [Errno 28] No space left on device"
@@ -363,7 +428,7 @@ def test_a_video_that_cannot_be_opened_and_is_named_as_a_film_is_found(videos, m
     def refuse(path, pattern):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(predict_module, "contains", refuse)  # root can read everything
+    monkeypatch.setattr(pictures_module, "contains", refuse)  # root can read everything
     assert videos / "a.s2d.mp4" in find_videos([videos])
 
 
@@ -436,6 +501,8 @@ def test_a_table_of_nothing_and_a_folder_that_is_a_file_are_errors_in_a_line(
     assert message == "error: --top must be >= 1 and --timeout > 0 seconds, got 0 and None"
     message, *_ = predict(videos / "a.mp4", "--checkpoint", run, "--timeout", "nan")
     assert message == "error: --top must be >= 1 and --timeout > 0 seconds, got 5 and nan"
+    message, *_ = predict(videos, "--checkpoint", run, "--batch", 0)
+    assert message == "error: --workers and --batch must be >= 1, got None and 0"
     message, *_ = predict(videos / "a.mp4", "--checkpoint", run, "--out", videos / "bad.mp4")
     assert message.startswith("error: ") and "bad.mp4" in message
 

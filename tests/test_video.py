@@ -164,6 +164,38 @@ def test_a_hang_and_a_crash_are_rows_and_the_files_after_them_are_read(
     assert 2 < time.monotonic() - start < 30
 
 
+def test_videos_are_read_ahead_in_order_and_no_further_than_is_asked(tmp_path, make_video):
+    paths = [make_video(tmp_path / f"{n}.mp4", n_frames=n) for n in (9, 2, 7, 3, 5, 4, 8, 6)]
+    begun = []
+
+    def read(path):
+        begun.append(path)
+        return len(read_frames(path))
+
+    for n, length in enumerate(readers.read_ahead(read, paths, workers=2, ahead=3), start=1):
+        assert str(length) == paths[n - 1].stem
+        assert len(begun) <= n + 3
+    assert n == len(paths)
+
+
+def test_leaving_early_does_not_wait_for_a_file_that_hangs(tmp_path, make_video, bad_reader):
+    paths = [make_video(tmp_path / "a.mp4", n_frames=5), *[tmp_path / "hangs.mp4"] * 9]
+    children = set()
+
+    def read(path):
+        try:
+            return len(read_frames(path))
+        finally:
+            children.add(child())
+
+    videos = readers.read_ahead(read, paths, workers=2, ahead=4)
+    assert next(videos) == 5
+    start = time.monotonic()
+    videos.close()
+    assert time.monotonic() - start < 30  # of the 60 seconds without progress
+    assert len(children) == 2 and all(gone(child.pid) for child in children)
+
+
 def child():
     return readers._local.reader.child
 

@@ -41,11 +41,14 @@ def predict(parser: ArgumentParser) -> Call:
     add("--pictures", action="store_true", help="of each of several videos, too")
     words = "without progress, after which a video is given up; default: as in training"
     add("--timeout", type=float, metavar="SECONDS", help=words)
+    words = "of many that are read while the network computes; default: cores - 1, at most 8"
+    add("--workers", type=int, metavar="N", help=f"videos at a time, {words}")
+    add("--batch", type=int, default=1, metavar="N", help="videos that it computes at once")
 
     def call(args: Namespace) -> int:
         from s2dlib.apps.predict import predict_videos
 
-        options = args.top, args.film, args.pictures, args.timeout
+        options = args.top, args.film, args.pictures, args.timeout, args.workers, args.batch
         return predict_videos(args.videos, args.checkpoint, args.out, *options)
 
     return call

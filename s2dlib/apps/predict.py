@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -14,20 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from s2dlib.apps.pictures import draw, drawn_files, holds_frames, is_drawn, picture_stems
 from s2dlib.apps.prediction_table import digest_of, open_table, unpredicted
+from s2dlib.config import DataConfig
 from s2dlib.data.clips import load_views
-from s2dlib.data.files import (
-    FPS,
-    MADE,
-    as_text,
-    atomic_path,
-    check_output,
-    contains,
-    file_state,
-    write_video,
-)
-from s2dlib.data.frames import IMAGES
+from s2dlib.data.files import as_text, check_output, file_state
 from s2dlib.data.listing import list_folder
+from s2dlib.data.loader import pad
+from s2dlib.data.readers import read_ahead
 from s2dlib.data.rows import RowTable
 from s2dlib.data.sources import cause_of
 from s2dlib.model import Output, S2DNet
@@ -35,7 +30,6 @@ from s2dlib.model import Output, S2DNet
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-PICTURE, FILM = ".s2d.png", ".s2d."  # ends of their names, after the video's own; mp4 or gif
 HEADINGS = {
     "action": "after DNet",
     "probability": "",
@@ -57,29 +51,14 @@ def find_videos(paths: Sequence[str | Path]) -> list[Path]:
         if not path.exists():
             raise FileNotFoundError(f"{as_text(path)}: no such file or folder")
         listed, notes = list_folder(path) if path.is_dir() else ([], [])
-        below = [video for name in listed if not _is_drawn(video := path / name)]
+        below = [video for name in listed if not is_drawn(video := path / name)]
         for note in notes * bool(below):
             print(f"{as_text(path)}: {note}", file=sys.stderr)
-        if path.is_dir() and not below and not _holds_frames(path):
+        if path.is_dir() and not below and not holds_frames(path):
             words = "expected videos below this folder, there are none"
             raise FileNotFoundError(f"{as_text(path)}: {words}")
         found |= {video.absolute(): video for video in below or [path]}
     return list(found.values())
-
-
-def _is_drawn(path: Path) -> bool:
-    """Whether draw has written a film, or all pictures of a folder."""
-    if path.is_dir():
-        return not _holds_frames(path)
-    with suppress(OSError):  # what cannot be read here is a video, whose row will say so
-        return FILM in path.name and path.is_file() and contains(path, MADE)
-    return False
-
-
-def _holds_frames(folder: Path) -> bool:
-    """Whether a folder has images other than pictures by draw."""
-    images = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES)
-    return any(not p.name.endswith(PICTURE) for p in images)
 
 
 @torch.no_grad()
@@ -98,9 +77,12 @@ def predict_clip(
     Raises:
         ClipError: the video cannot be read.
     """
-    data = model.data if timeout is None else replace(model.data, timeout=timeout)
-    views = load_views(path, data)
+    views = load_views(path, _data_of(model, timeout))
     return views, model.to(device)(views.to(device))
+
+
+def _data_of(model: S2DNet, timeout: float | None) -> DataConfig:
+    return model.data if timeout is None else replace(model.data, timeout=timeout)
 
 
 def top_predictions(model: S2DNet, out: Output, top: int = 5) -> DataFrame:
@@ -130,56 +112,9 @@ def _rank_actions(model: S2DNet, out: Output, top: int) -> dict[str, list]:
     return columns
 
 
-def draw(
-    model: S2DNet,
-    views: Tensor,
-    out: Output,
-    stem: Path,
-    film: str = "mp4",
-    inputs: Sequence[Path] = (),
-) -> list[Path]:
-    """Write the picture of Fig. 4 and the film, of the centre view. Returns their paths.
-
-    Args:
-        stem: of the files' names, with their folder: the video's own name.
-        film: mp4 or gif.
-        inputs: videos that neither may replace.
-
-    Raises:
-        ValueError: the model has no theta to draw, since one of its networks is missing, or a file
-            in the way is not an earlier picture or film (files.check_output).
-    """
-    # Matplotlib, seaborn and torchvision: three times what a prediction without pictures needs
-    import matplotlib.pyplot as plt
-
-    from s2dlib.report.figures import figure4
-    from s2dlib.report.film import film as make_film
-
-    if model.snet is None or model.dnet is None:
-        raise ValueError("no picture of a single network: it looks nowhere by itself")
-    paths = _ends(stem, film)
-    for path in paths:
-        check_output(path, inputs)
-    i = len(views) // 2
-    figure = figure4(views[i], out, model.classes, None, i=i)
-    try:
-        with atomic_path(paths[0]) as partial:
-            figure.savefig(partial, dpi=90, metadata={"Comment": MADE.decode()})
-    finally:
-        plt.close(figure)
-    height = 144 if film == "gif" else 224  # noise makes a large gif
-    shots = make_film(views[i], out, i=i, height=height).numpy()
-    write_video(paths[1], shots, FPS / model.data.frame_stride, MADE)
-    return paths
-
-
-def _ends(stem: Path, film: str) -> list[Path]:
-    """The picture's and the film's path."""
-    return [stem.with_name(f"{stem.name}{end}") for end in (PICTURE, f"{FILM}{film}")]
-
-
-# A video, its row of predictions.csv, and what predict_clip gave, where it gave something.
-Prediction: TypeAlias = tuple[Path, dict[str, object], tuple[Tensor, Output] | None]
+Row: TypeAlias = dict[str, object]  # of predictions.csv
+Seen: TypeAlias = tuple[Tensor, Output]  # of one video, as predict_clip gives it
+Prediction: TypeAlias = tuple[Path, Row, Seen | None]  # None: it could not be read or computed
 
 
 def predictions(
@@ -189,8 +124,10 @@ def predictions(
     device: str = "cpu",
     timeout: float | None = None,
     then: Callable[[Path, Tensor, Output], None] | None = None,
+    workers: int = 1,
+    batch_size: int = 1,
 ) -> Iterator[Prediction]:
-    """Each video in turn.
+    """Each video in turn; workers read the next ones while the network computes.
 
     A row holds columns_of(model, top): path, as files.as_text gives it; error, empty or what went
     wrong; frames; action_1, probability_1, snet_action_1, ...; theta's six, means over the detail
@@ -198,39 +135,82 @@ def predictions(
 
     Args:
         then: called with each video, its views and its output; its error is the row's, too.
+        workers: threads that read, each with a child that decodes.
+        batch_size: videos computed at once. Up to 3 batch_size + workers clips are in memory.
     """
     digest = digest_of(model)
-    for path in paths:
-        row: dict[str, object] = {"path": as_text(path), "error": "", "model": digest}
-        row |= file_state(path)
-        seen = None
+    data = _data_of(model, timeout)
+    for path, state, seen in _computed(model.to(device), paths, data, device, workers, batch_size):
+        row: Row = {"path": as_text(path), "error": "", "model": digest, **state}
+        shown = None
         try:
-            views, out = predict_clip(model, path, device, timeout)
-            values: dict[str, object] = {"frames": views.shape[2]}
+            if isinstance(seen, Exception):
+                raise seen
+            views, out = seen
+            row["frames"] = views.shape[2]
             for name, column in _rank_actions(model, out, top).items():
-                values |= {f"{name}_{rank}": value for rank, value in enumerate(column, start=1)}
+                row |= {f"{name}_{rank}": value for rank, value in enumerate(column, start=1)}
             if out.theta is not None:
-                values |= {name: value.mean().item() for name, value in vars(out.theta).items()}
-            row, seen = row | values, (views, out)
+                row |= {name: value.mean().item() for name, value in vars(out.theta).items()}
+            shown = seen
             if then is not None:
                 then(path, views, out)
         except Exception as error:  # of whatever kind, it is this video's and no other one's
             row["error"] = cause_of(error)
-        yield path, row, seen
+        yield path, row, shown
 
 
-def picture_stems(videos: Sequence[str | Path], paths: Sequence[Path], out: Path) -> list[Path]:
-    """Where each video's picture and film lie, but for their ends: within `out`, as the videos do.
+def _computed(
+    model: S2DNet,
+    paths: Sequence[Path],
+    data: DataConfig,
+    device: str,
+    workers: int,
+    batch_size: int,
+) -> Iterator[tuple[Path, dict[str, str], Seen | Exception]]:
+    """Each video, its state when it was read, and what was computed or went wrong."""
 
-    No two videos share one: it has all of the video's name, below the folder that holds everything
-    that was named.
+    def read(path: Path) -> tuple[Path, dict[str, str], Tensor | Exception]:
+        state = file_state(path)
+        try:
+            views = load_views(path, data)
+            return path, state, views if device == "cpu" else views.pin_memory()
+        except Exception as error:
+            return path, state, error
+
+    with closing(read_ahead(read, paths, workers, workers + batch_size)) as clips:
+        while batch := list(islice(clips, batch_size)):
+            good = [views for *_, views in batch if isinstance(views, Tensor)]
+            computed = iter(_compute(model, good, device))
+            for path, state, views in batch:
+                yield path, state, views if isinstance(views, Exception) else next(computed)
+
+
+@torch.no_grad()
+def _compute(model: S2DNet, clips: list[Tensor], device: str) -> list[Seen | Exception]:
+    """Videos in one batch; one by one where that fails, so that an error is one video's.
 
     Args:
-        videos: as named by the user.
-        paths: what find_videos makes of them.
+        clips: the views of each, uint8. (V, C, T, H, W), T of its own
     """
-    above = os.path.commonpath([os.path.dirname(os.path.abspath(video)) for video in videos])
-    return [out / os.path.relpath(path, above) for path in paths]
+    out = None
+    try:
+        if clips:
+            out = model(*pad(clips, device))
+    except Exception as error:
+        if len(clips) == 1:
+            return [error]
+    if out is None:  # outside the except, which would hold the failed batch's memory
+        return [seen for clip in clips for seen in _compute(model, [clip], device)]
+    V = len(clips[0])
+    return [(clip, _rows_of(out, slice(i * V, i * V + V))) for i, clip in enumerate(clips)]
+
+
+def _rows_of(out: Output, rows: slice) -> Output:
+    """The output for some of a batch."""
+    theta = None if out.theta is None else out.theta.map(lambda value: value[rows])
+    tensors = {name: value[rows] for name, value in vars(out).items() if isinstance(value, Tensor)}
+    return Output(**tensors, theta=theta)
 
 
 def predict_videos(
@@ -241,6 +221,8 @@ def predict_videos(
     film: str = "mp4",
     pictures: bool = False,
     timeout: float | None = None,
+    workers: int | None = None,
+    batch_size: int = 1,
 ) -> int:
     """`s2d predict`: one video is printed and drawn, several get a table.
 
@@ -251,13 +233,12 @@ def predict_videos(
         out: folder to write to.
         film: mp4 or gif.
         pictures: whether each of several videos is drawn too.
-        timeout: seconds without progress granted to the reader of a video.
+        timeout, workers, batch_size: as of predictions; workers None: default_workers.
 
     Returns:
         The exit status: 1 where a video could not be read or drawn, 130 after Ctrl-C.
     """
-    if top < 1 or (timeout is not None and not timeout > 0):
-        raise ValueError(f"--top must be >= 1 and --timeout > 0 seconds, got {top} and {timeout}")
+    _check_options(top, timeout, workers, batch_size)
     paths = find_videos(videos)
     model = S2DNet.from_pretrained(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -274,10 +255,9 @@ def predict_videos(
         status = _print_verdict(model, predictions(model, paths, top, device, timeout, drawn), top)
     else:
         table = open_table(model, out, top, paths)
-        todo = _unfinished(table, {p: _ends(stems[p], film) if drawn else [] for p in paths})
-        if n_there := len(paths) - len(todo):
-            print(f"{n_there} of {len(paths)} videos are in {as_text(table.path)} already")
-        rows = predictions(model, todo, top, device, timeout, drawn)
+        todo = _unfinished(table, {p: drawn_files(stems[p], film) if drawn else [] for p in paths})
+        workers = workers or default_workers(len(todo))
+        rows = predictions(model, todo, top, device, timeout, drawn, workers, batch_size)
         status = _fill(table, rows, len(todo))
         written.insert(0, table.path)
     if written:
@@ -285,10 +265,32 @@ def predict_videos(
     return status
 
 
+def _check_options(top: int, timeout: float | None, workers: int | None, batch_size: int) -> None:
+    """ValueError for what `s2d predict` cannot do."""
+    if top < 1 or (timeout is not None and not timeout > 0):
+        raise ValueError(f"--top must be >= 1 and --timeout > 0 seconds, got {top} and {timeout}")
+    if batch_size < 1 or (workers is not None and workers < 1):
+        raise ValueError(f"--workers and --batch must be >= 1, got {workers} and {batch_size}")
+
+
+def default_workers(n: int) -> int:
+    """Threads that read n videos: one core stays for the network, and each thread has 8 videos.
+
+    At most 8 threads, since each has a child and a clip of 150 frames of 224 x 224 takes 23 MB.
+    """
+    return max(1, min(8, (os.cpu_count() or 1) - 1, n // 8))
+
+
 def _unfinished(table: RowTable, drawn: dict[Path, list[Path]]) -> list[Path]:
-    """Of videos, each with its picture and film: those that lack their row or one of these."""
+    """Of videos, each with its picture and film: those that lack their row or one of these.
+
+    How many are there already is told.
+    """
     new = set(unpredicted(table, list(drawn)))
-    return [p for p, files in drawn.items() if p in new or not all(map(os.path.exists, files))]
+    todo = [p for p, files in drawn.items() if p in new or not all(map(os.path.exists, files))]
+    if n_there := len(drawn) - len(todo):
+        print(f"{n_there} of {len(drawn)} videos are in {as_text(table.path)} already")
+    return todo
 
 
 def _print_verdict(model: S2DNet, rows: Iterator[Prediction], top: int) -> int:
@@ -307,7 +309,7 @@ def _print_verdict(model: S2DNet, rows: Iterator[Prediction], top: int) -> int:
 def _fill(table: RowTable, rows: Iterator[Prediction], n: int) -> int:
     """Append n rows to a table, each as it comes. Returns the exit status."""
     failed = 0
-    with tqdm(total=n, disable=n == 0) as bar:
+    with tqdm(total=n, unit=" videos", disable=n == 0) as bar:
         try:
             for _, row, _ in rows:
                 table.append(row)

@@ -46,15 +46,12 @@ def collate(items: list[Item]) -> Batch:
     if not items:
         return {"failed": failed}
     clips = [x if (x := item["frames"]).ndim == 5 else x[None] for item in items]
-    V, C, _, H, W = clips[0].shape
-    n_frames = torch.tensor([x.shape[2] for x in clips])
-    frames = clips[0].new_zeros((len(clips), V, C, int(n_frames.max()), H, W))
-    for row, x in zip(frames, clips, strict=True):
-        row[:, :, : x.shape[2]] = x
+    V = len(clips[0])
+    frames, n_frames = pad(clips)
     index = torch.tensor([item["index"] for item in items])
     batch: Batch = {
-        "frames": frames.flatten(0, 1),
-        "n_frames": n_frames.repeat_interleave(V),
+        "frames": frames,
+        "n_frames": n_frames,
         "label": torch.tensor([item["label"] for item in items]).repeat_interleave(V),
         "index": (index[:, None] * V + torch.arange(V)).flatten(),
         "failed": failed,
@@ -62,6 +59,25 @@ def collate(items: list[Item]) -> Batch:
     if "truth" in items[0]:
         batch["truth"] = torch.cat([torch.atleast_2d(item["truth"]) for item in items])
     return batch
+
+
+def pad(clips: Sequence[Tensor], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+    """Clips of different length in one tensor, each with zeros after its end.
+
+    Args:
+        clips: the views of B videos; for a GPU in pinned memory, or each copy waits.
+            (V, C, T, H, W) each
+
+    Returns:
+        (B V, C, T_max, H, W) on the device, and n_frames on the CPU. (B V,)
+    """
+    V, C, _, H, W = clips[0].shape
+    n_frames = torch.tensor([clip.shape[2] for clip in clips])
+    shape = (len(clips), V, C, int(n_frames.max()), H, W)
+    frames = clips[0].new_zeros(shape, device=device)
+    for row, clip in zip(frames, clips, strict=True):
+        row[:, :, : clip.shape[2]].copy_(clip, non_blocking=True)
+    return frames.flatten(0, 1), n_frames.repeat_interleave(V)
 
 
 def return_memory(worker: int = 0) -> None:

@@ -13,12 +13,13 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 # Which frames: by index, or a function from the frame count to indices; None: all.
 Wanted: TypeAlias = Sequence[int] | Callable[[int], Sequence[int]] | None
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 TIMEOUT = 60.0  # seconds without progress granted to a file
 MAX_FILES = 500  # that a child reads before a new one takes over: what decord leaks stays bounded
@@ -203,8 +205,38 @@ def check_videos(
     return pd.DataFrame(rows, columns=["path", "ok", *VideoInfo._fields, "cause"])
 
 
+def read_ahead(
+    read: Callable[[Path], T], paths: Iterable[Path], workers: int, ahead: int
+) -> Generator[T, None, None]:
+    """What `read` makes of each video, in their order, by threads that are ahead of the caller.
+
+    A thread has a child of its own to decode. What is read lies in this process's memory: unlike
+    clips from a DataLoader's workers, not in /dev/shm, which a container may limit to 64 MB.
+
+    Args:
+        read: calls read_frames; what it raises is raised here when its turn comes.
+        workers: threads.
+        ahead: videos read, or being read, that were not asked for yet.
+    """
+    children: list[subprocess.Popen] = []  # of these threads
+    pool = ThreadPoolExecutor(workers, initializer=setattr, initargs=(_local, "children", children))
+    futures: deque[Future[T]] = deque()
+    try:
+        for path in paths:
+            futures.append(pool.submit(read, path))
+            if len(futures) > ahead:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
+    finally:  # Ctrl-C, too: a file that hangs its reader is not waited for
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in children:
+            child.kill()
+        pool.shutdown()
+
+
 CHILD = [sys.executable, "-P", "-m", "s2dlib.data.child"]
-_local = threading.local()  # .reader, this thread's
+_local = threading.local()  # this thread's .reader; .children of its pool, by read_ahead
 
 
 def _reader() -> _Reader:
@@ -235,6 +267,7 @@ class _Reader:
             arguments, pass_fds=fds, stdin=null, stdout=null, stderr=null, env=environment
         )
         child_end.close()
+        getattr(_local, "children", []).append(self.child)
         self.close = weakref.finalize(
             self, _close, self.child, self.connection, self.memory, self.pid
         )
