@@ -16,7 +16,7 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-l
 setup: $(READY)  ## the environment in .venv: source .venv/bin/activate
 
 reproduce: $(READY)  ## videos -> all runs of Table 2 -> tables and figures, beside the reference; resumes where it stopped
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --nolock --config results=$(RESULTS) $(CONFIG) $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS)) $(ARGS)
+	$(BIN)/snakemake --cores $(CORES) --quiet host --rerun-incomplete --nolock --config results=$(RESULTS) $(CONFIG) $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS)) $(ARGS)
 
 study: $(READY)  ## the same over five seeds, with controls, trials and sweeps
 	$(MAKE) reproduce CONFIG="seeds=5 other_seeds=5 trial_seeds=2"

@@ -316,7 +316,7 @@ def test_the_graph_writes_beside_the_reference_and_outside_git(tmp_path, preset)
     done = subprocess.run(ask, cwd=tmp_path, input=given, capture_output=True, text=True)
     assert set(done.stdout.splitlines()) == written
     commands = re.findall(r"s2d run --quiet notebooks/(\w+).ipynb(.*)", said)
-    assert len(commands) > 30
+    assert len(commands) > 20
     for notebook, text in commands:
         takes = '"results: str' in (ROOT / f"notebooks/{notebook}.ipynb").read_text()
         assert takes == ("-p results ../reproduced " in text), text
