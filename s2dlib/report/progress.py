@@ -1,10 +1,12 @@
 """What the terminal shows while Snakemake walks the graph: a line a job that ended, and a bar.
 
-The rest of what Snakemake says is in its own log, below .snakemake/log.
+The rest of what Snakemake says is in its own log, below .snakemake/log. Every call of Snakemake
+imports this: without torch.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -14,7 +16,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from s2dlib.config import METRICS_FILE
-from s2dlib.training.run_config import read_json
 
 BAR = "{bar:30} {n}/{total} jobs, {elapsed} so far, about {remaining} left"
 
@@ -31,9 +32,9 @@ class Job:
     def __str__(self) -> str:
         """The name of its run or notebook, top-1 (%) of a run, and how long it took."""
         path = self.outputs[0] if self.outputs else Path(self.rule)
-        metrics = [read_json(path) for path in self.outputs if path.name == METRICS_FILE]
+        metrics = [p for p in self.outputs if p.name == METRICS_FILE and p.is_file()]
         name = {".ipynb": path.stem, ".safetensors": path.parent.name}.get(path.suffix, self.rule)
-        top1 = f"top-1 {metrics[0]['top1']:5.1f}" if metrics and metrics[0] else ""
+        top1 = f"top-1 {json.loads(metrics[0].read_text())['top1']:5.1f}" if metrics else ""
         return f"{name:32} {top1:11} {time.monotonic() - self.begun:6.0f} s"
 
 
