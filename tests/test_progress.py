@@ -51,7 +51,7 @@ def walk(tmp_path, command):
 def test_a_line_a_run_with_its_top1_and_a_bar_with_the_time_left(tmp_path):
     status, out, shown = walk(tmp_path, "touch {output}")
     assert status == 0 and out.splitlines() == ["the end"]
-    lines = [line for line in re.split(r"[\r\n]+", shown) if re.match(r" +\d+/3 ", line)]
+    lines = [line for line in re.split(r"[\r\n]+", shown) if re.match(r" +\d+/3  ", line)]
     assert [re.sub(r" +\d+ s$", "", line).split() for line in lines] == [
         ["1/3", "a0-0", "top-1", "85.1"],
         ["2/3", "04_table2"],

@@ -102,8 +102,9 @@ def run(parser: ArgumentParser) -> Call:
         try:
             run_notebook(args.notebook, args.output, parameters, quiet=args.quiet)
         except papermill.PapermillExecutionError as error:
-            said = str(error).splitlines()[-ERROR_LINES if args.quiet else 0 :]
-            text = "\n".join(said)
+            text = str(error)
+            if args.quiet:  # below a bar of its caller's
+                text = "\n".join(["", *text.splitlines()[-ERROR_LINES:]])
             sys.exit(f"{text}\nerror: {args.notebook} failed; executed so far: {args.output}")
 
     return call
