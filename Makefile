@@ -4,7 +4,9 @@ CORES ?= all
 GPUS ?= $(words $(wildcard /dev/nvidia[0-9] /dev/nvidia[0-9][0-9]))
 BIN := .venv/bin
 READY := .venv/ready
-MEASURED := results/benchmarks
+# What is made here lies beside the reference, outside git; RESULTS=results renews the reference.
+RESULTS ?= reproduced
+MEASURED := $(RESULTS)/benchmarks
 # Tests run in two processes, a file in one of them, with one thread each: tiny tensors wait for each
 # other on more.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -13,8 +15,8 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-l
 
 setup: $(READY)  ## the environment in .venv: source .venv/bin/activate
 
-reproduce: $(READY)  ## videos -> all runs of Table 2 -> tables and figures; resumes where it stopped
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --nolock $(if $(CONFIG),--config $(CONFIG)) $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS)) $(ARGS)
+reproduce: $(READY)  ## videos -> all runs of Table 2 -> tables and figures, beside the reference; resumes where it stopped
+	$(BIN)/snakemake --cores $(CORES) --quiet host --rerun-incomplete --nolock --config results=$(RESULTS) $(CONFIG) $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS)) $(ARGS)
 
 study: $(READY)  ## the same over five seeds, with controls, trials and sweeps
 	$(MAKE) reproduce CONFIG="seeds=5 other_seeds=5 trial_seeds=2"
@@ -22,19 +24,19 @@ study: $(READY)  ## the same over five seeds, with controls, trials and sweeps
 grid: $(READY)  ## every row over three seeds on GRID, with its controls: data/README.md says how to get the index
 	$(MAKE) reproduce CONFIG="preset=grid seeds=3 other_seeds=3 trial_seeds=3"
 
-bench: $(READY)  ## every benchmark, into results/benchmarks: on a CPU, or with GPUS=1 on a GPU at the paper's sizes
+bench: $(READY)  ## every benchmark, into reproduced/benchmarks: on a CPU, or with GPUS=1 on a GPU at the paper's sizes
 ifneq ($(filter-out 0,$(GPUS)),)
 	$(BIN)/python benchmarks/sampler.py --batches 1 16 64 --out $(MEASURED)/sampler-cuda
 	$(BIN)/python benchmarks/models.py --batches 1 16 --compile --out $(MEASURED)/models-cuda
 	$(BIN)/python benchmarks/training.py --preset mini-kinetics --recipe paper --out $(MEASURED)/training-cuda
-	$(BIN)/s2d run notebooks/10_latency.ipynb results/notebooks/10_latency.ipynb -p batches '[1, 16]'
+	$(BIN)/s2d run notebooks/10_latency.ipynb $(RESULTS)/notebooks/10_latency.ipynb -p results ../$(RESULTS) -p batches '[1, 16]'
 	$(BIN)/python benchmarks/tiles.py --out $(MEASURED)/tiles-cuda
 else
 	$(BIN)/python benchmarks/sampler.py --out $(MEASURED)/sampler-cpu
 	$(BIN)/python benchmarks/models.py --out $(MEASURED)/models-cpu
 	$(BIN)/python benchmarks/training.py --out $(MEASURED)/training-cpu
 	$(BIN)/python benchmarks/loading.py --out $(MEASURED)/loading-cpu
-	$(BIN)/s2d run notebooks/10_latency.ipynb results/notebooks/10_latency.ipynb
+	$(BIN)/s2d run notebooks/10_latency.ipynb $(RESULTS)/notebooks/10_latency.ipynb -p results ../$(RESULTS)
 endif
 
 gpu: $(READY)  ## all that this project claims of GPUs, tested and measured on this one: 9 minutes at most, one table

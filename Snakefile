@@ -5,7 +5,10 @@
 
 import json
 
+from snakemake.logging import logger
+
 from s2dlib.presets import PRESETS, VARIANTS
+from s2dlib.report.progress import show_progress
 from s2dlib.training.trials import (
     CEILING, CONSTANT, GRID, GRID_WINDOWS, SHIFTS, SWEEPS, TRIALS, WINDOWS,
 )
@@ -13,10 +16,11 @@ from s2dlib.training.trials import (
 # The defaults are `make reproduce`; `make study` is every row over five seeds, with all trials;
 # `make grid` is every row over three seeds on GRID, whose index `s2d index grid` has made.
 PRESET = config.get("preset", "synthetic")
+RESULTS = config.get("results", "reproduced")  # all is written here; the reference stays as it came
 DRAWN, SPOKEN = PRESET.startswith("synthetic"), PRESET.startswith("grid")
 STAGED = "joint" in PRESETS[PRESET].recipes  # else the paper's words: one stage, from published weights
-RUNS = f"results/runs/{PRESET}"
-SHOWN = "results/notebooks" if PRESET == "synthetic" else f"results/notebooks/{PRESET}"
+RUNS = f"{RESULTS}/runs/{PRESET}"
+SHOWN = f"{RESULTS}/notebooks" + ("" if PRESET == "synthetic" else f"/{PRESET}")
 TABLE2 = "table2" if PRESET == "synthetic" else f"table2-{PRESET}"
 CSV = PRESETS[PRESET].data.csv
 SEEDS = range(config.get("seeds", 3))  # of the full model and of each network alone
@@ -59,7 +63,7 @@ shell.prefix(
 
 rule all:
     input:
-        # Weights too: a clone has our notebooks and records, and must not take them for its own runs.
+        # Weights too: a clone has our records, which results=results must not take for its own runs.
         weights=expand(f"{RUNS}-{{run}}/model.safetensors", run=[*ROWS, *TRIED]),
         shown=expand(
             f"{SHOWN}/{{name}}.ipynb",
@@ -71,9 +75,31 @@ rule all:
         ),
     localrule: True
     run:
-        print("\nWritten, from the runs in results/runs/:")
-        for path in [*input.shown, f"results/tables/{TABLE2}.md", f"results/figures/{TABLE2}.png"]:
+        from s2dlib.report import records, tables
+
+        print(f"\nWritten, from the runs in {RESULTS}/runs/:")
+        for path in [*input.shown, f"{RESULTS}/tables/{TABLE2}.md", f"{RESULTS}/figures/{TABLE2}.png"]:
             print(f"  {path}")
+        if RESULTS != "results":
+            fresh, reference = (records.read_records(f"{top}/runs") for top in (RESULTS, "results"))
+            table = tables.reproduction(reference, fresh, PRESET)
+            tables.write_table(table, f"{RESULTS}/tables/reproduction-{PRESET}")
+            print(f"  {RESULTS}/tables/reproduction-{PRESET}.md, which is:\n")
+            print(tables.as_text(table).to_string(index=False))
+
+
+onstart:
+    show_progress(logger, len(workflow.dag))
+
+
+def execute(notebook, executed, arguments):
+    """The command that executes a notebook; its errors are all that it prints."""
+    return f"s2d run --quiet notebooks/{notebook}.ipynb {{{executed}}} {arguments}"
+
+
+def show(notebook, arguments=""):
+    """The command of a notebook to be read, which writes tables and figures to RESULTS."""
+    return execute(notebook, "output", f"-p results ../{RESULTS} {arguments}")
 
 
 if DRAWN:
@@ -83,15 +109,13 @@ if DRAWN:
             CSV,
         threads: workflow.cores
         shell:
-            f"s2d synthetic --dataset {PRESET}"
+            f"s2d synthetic --dataset {PRESET} > /dev/null"  # its path; the bar is elsewhere
 
 
 def train(name, arguments):
     """The command of one training run, whose record and weights are the rule's outputs."""
-    return (
-        f"s2d run notebooks/02_train.ipynb {{log}} -p preset {PRESET}"
-        f" -p name {PRESET}-{name} -p seed {{wildcards.seed}} {arguments}"
-    )
+    run = f"-p preset {PRESET} -p name {PRESET}-{name} -p seed {{wildcards.seed}}"
+    return execute("02_train", "log", f"-p results ../{RESULTS} {run} {arguments}")
 
 
 rule snet_alone:  # the start of SNet in every row
@@ -241,7 +265,7 @@ rule data:
     output:
         f"{SHOWN}/00_data.ipynb",
     shell:
-        f"s2d run notebooks/00_data.ipynb {{output}} -p preset {PRESET} -p max_files 600"
+        show("00_data", f"-p preset {PRESET} -p max_files 600")
 
 
 rule sampler:
@@ -250,7 +274,7 @@ rule sampler:
     output:
         f"{SHOWN}/01_detail_sampler.ipynb",
     shell:
-        f"s2d run notebooks/01_detail_sampler.ipynb {{output}} -p preset {PRESET}"
+        show("01_detail_sampler", f"-p preset {PRESET}")
 
 
 rule cost:
@@ -259,8 +283,7 @@ rule cost:
     output:
         f"{SHOWN}/03_cost.ipynb",
     shell:
-        "s2d run notebooks/03_cost.ipynb {output}"
-        f" -p run ../{RUNS}-a0-0 -p rows_of '[mini-kinetics, {PRESET}]'"
+        show("03_cost", f"-p run ../{RUNS}-a0-0 -p rows_of '[mini-kinetics, {PRESET}]'")
 
 
 rule latency:
@@ -270,7 +293,7 @@ rule latency:
     resources:
         gpu=1,
     shell:
-        "OMP_NUM_THREADS={threads} s2d run notebooks/10_latency.ipynb {output}"
+        "OMP_NUM_THREADS={threads} " + show("10_latency")
 
 
 rule table2:
@@ -279,7 +302,7 @@ rule table2:
     output:
         f"{SHOWN}/04_table2.ipynb",
     shell:
-        f"s2d run notebooks/04_table2.ipynb {{output}} -p preset {PRESET}"
+        show("04_table2", f"-p preset {PRESET}")
 
 
 rule figure4:
@@ -288,7 +311,7 @@ rule figure4:
     output:
         f"{SHOWN}/05_figure4.ipynb",
     shell:
-        f"s2d run notebooks/05_figure4.ipynb {{output}} -p run ../{RUNS}-a0-0"
+        show("05_figure4", f"-p run ../{RUNS}-a0-0")
 
 
 rule predict:  # one test clip, as anyone's video
@@ -298,8 +321,11 @@ rule predict:  # one test clip, as anyone's video
     output:
         f"{SHOWN}/07_predict.ipynb",
     shell:
-        "s2d run notebooks/07_predict.ipynb {output}"
-        f" -p video ../data/{PRESET}/test/00007.mp4 -p checkpoint ../{RUNS}-a0-0"
+        execute(
+            "07_predict",
+            "output",
+            f"-p video ../data/{PRESET}/test/00007.mp4 -p checkpoint ../{RUNS}-a0-0",
+        )
 
 
 rule inspector:
@@ -309,7 +335,7 @@ rule inspector:
     output:
         f"{SHOWN}/08_inspector.ipynb",
     shell:
-        f"s2d run notebooks/08_inspector.ipynb {{output}} -p csv ../{CSV}"
+        execute("08_inspector", "output", f"-p runs '[../{RESULTS}/runs]' -p csv ../{CSV}")
 
 
 rule looking:
@@ -318,7 +344,7 @@ rule looking:
     output:
         f"{SHOWN}/09_looking.ipynb",
     shell:
-        f"s2d run notebooks/09_looking.ipynb {{output}} -p preset {PRESET}"
+        show("09_looking", f"-p preset {PRESET}")
 
 
 rule other_tables:
@@ -327,4 +353,4 @@ rule other_tables:
     output:
         f"{SHOWN}/06_tables.ipynb",
     shell:
-        "s2d run notebooks/06_tables.ipynb {output}"
+        show("06_tables")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -29,6 +30,7 @@ from s2dlib.report.tables import (
     paper_comparison,
     paper_table,
     parts,
+    reproduction,
     table2,
     to_markdown,
     write_table,
@@ -36,7 +38,7 @@ from s2dlib.report.tables import (
 from s2dlib.sampler import Extent, frozen_theta
 from s2dlib.training.checkpoints import write_weights
 from s2dlib.training.evaluation import evaluate
-from s2dlib.training.trials import GRID_WINDOWS, WINDOWS
+from s2dlib.training.trials import GRID_WINDOWS, TRIALS, WINDOWS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "results" / "paper.csv"
@@ -229,6 +231,38 @@ def test_controls_and_trials_stand_beside_the_full_model_of_their_seed(record, t
     assert table.loc[["k", "never"], ["top1", "a0_minus"]].isna().all(axis=None)
 
 
+def test_a_fresh_mean_lies_within_the_interval_of_the_reference_written_out(record, tmp_path):
+    def read(name, top1):
+        for run, values in top1.items():
+            for seed, value in enumerate(values):
+                folder = record("a0", seed, value, run=f"synthetic-{run}-{seed}", top1_mean=value)
+                folder.rename((tmp_path / name).joinpath(folder.name))
+        return read_records(tmp_path / name)
+
+    (tmp_path / "reference").mkdir(), (tmp_path / "fresh").mkdir()
+    numbers = {"a0": [80.0, 84.0, 88.0], "b2": [70.0, 74.0, 78.0], "linear": [60.0]}
+    reference = read("reference", numbers | {"c2": [50.0, 52.0]})
+    fresh = read("fresh", {"a0": [90.0, 92.0], "b2": [99.0, 95.0], "linear": [60.0], "fc": [40.0]})
+    table = reproduction(reference, fresh, "synthetic").set_index("what")
+    for what, run in (("Table 2, a0", "a0"), ("Table 2, b2", "b2")):
+        values = numbers[run]
+        mean = sum(values) / 3
+        variance = sum((value - mean) ** 2 for value in values) / 2
+        half = 4.302653 * variance**0.5 * (1 / 3 + 1 / 2) ** 0.5  # t of 2 degrees, 97.5 %
+        assert table.loc[what, ["reference", "n_reference", "n_fresh"]].tolist() == [mean, 3, 2]
+        assert table.loc[what, "interval"] == pytest.approx(half)
+    assert table.loc["Table 2, a0", ["fresh", "is"]].tolist() == [91, "within"]  # 7 of 15.7
+    assert table.loc["Table 2, b2", ["fresh", "is"]].tolist() == [97, "outside"]  # 23
+    assert table.loc["the mean theta of all clips", "fresh"] == 91  # a control, of a0's own runs
+    linear, fc = TRIALS["linear"].words, TRIALS["fc"].words
+    assert table.loc[linear, ["n_reference", "fresh"]].tolist() == [1, 60]
+    assert table.loc[fc, ["n_reference", "fresh"]].tolist() == [0, 40]
+    assert table.loc[[linear, fc], ["interval", "is"]].isna().all(axis=None)
+    assert "Table 2, c2" not in table.index  # not run
+    others = fresh.assign(n_clips=4)  # tested on other clips: no reference
+    assert reproduction(reference, others, "synthetic")["is"].isna().all()
+
+
 def plan(folder: Path, preset: str, *settings: str) -> str:
     """What the graph of runs would do for a preset, its commands among it."""
     for name in ("Snakefile", "s2dlib", "notebooks"):
@@ -263,11 +297,30 @@ def test_every_line_of_parts_and_controls_is_a_run_of_the_graph_and_the_other_wa
 
 @pytest.mark.parametrize("preset", ["synthetic", "grid-untrimmed", "mini-kinetics"])
 def test_every_command_of_the_graph_names_a_recipe_of_its_preset(tmp_path, preset):
-    commands = re.findall(r"s2d run notebooks/02_train.ipynb.*", plan(tmp_path, preset))
+    commands = re.findall(r"notebooks/02_train.ipynb.*", plan(tmp_path, preset))
     assert len(commands) >= len(VARIANTS)
     for text in commands:
         (recipe,) = re.findall(r"-p recipe (\S+)", text) or ["joint"]  # 02_train's own
         assert f"-p preset {preset} " in text and recipe in PRESETS[preset].recipes
+
+
+@pytest.mark.parametrize("preset", ["synthetic", "synthetic-distractors", "grid"])
+def test_the_graph_writes_beside_the_reference_and_outside_git(tmp_path, preset):
+    said = plan(tmp_path, preset, "trial_seeds=1")
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    lines = re.findall(r"^    (?:output|log): (.*)", said, re.M)
+    written = {path for line in lines for path in line.split(", ")}
+    assert len(written) > 60
+    ask, given = ["git", "check-ignore", "--stdin"], "\n".join(sorted(written))
+    done = subprocess.run(ask, cwd=tmp_path, input=given, capture_output=True, text=True)
+    assert set(done.stdout.splitlines()) == written
+    commands = re.findall(r"s2d run --quiet notebooks/(\w+).ipynb(.*)", said)
+    assert len(commands) > 20
+    for notebook, text in commands:
+        takes = '"results: str' in (ROOT / f"notebooks/{notebook}.ipynb").read_text()
+        assert takes == ("-p results ../reproduced " in text), text
+        assert not re.search(r"\bresults/", text)  # neither reads nor writes the reference
 
 
 def test_a_line_of_the_paper_gets_our_number_only_from_a_run_of_its_preset(record, tmp_path):

@@ -78,10 +78,30 @@ def test_a_misspelt_parameter_is_refused_in_one_line_that_names_the_known_ones(w
     assert not (tmp_path / "o.ipynb").exists()
 
 
+DEEP = """
+def fail(n):
+    if not n:
+        raise ValueError("no such row b9")
+    fail(n - 1)
+fail(20)
+"""
+
+
 def test_a_failing_cell_raises_and_leaves_the_executed_copy(write, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="no such row b9"):
         run_notebook(write("raise ValueError('no such row b9')"), tmp_path / "o.ipynb", {})
     assert "no such row b9" in (tmp_path / "o.ipynb").read_text()
+
+
+def test_a_quiet_run_prints_nothing_but_the_end_of_its_error(write, tmp_path):
+    for source, status, n_lines in (("print('loud')", 0, 0), (DEEP, 1, 22)):
+        command = [sys.executable, "-m", "s2dlib", "run", "--quiet", write(source)]
+        command.append(tmp_path / "o.ipynb")
+        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (status, "")
+        assert len(done.stderr.splitlines()) == n_lines, done.stderr
+    assert "no such row b9" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith(f"executed so far: {tmp_path / 'o.ipynb'}")
 
 
 def test_a_killed_kernel_raises(write, tmp_path):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 TITLE = "Synopsis-to-Detail Networks for video recognition (Liang et al., ECCV 2022)."
 INSPECTOR = Path("notebooks/08_inspector.ipynb")
+ERROR_LINES = 20  # of a failed notebook's traceback, with run --quiet
 Call = Callable[[Namespace], int | None]  # returns the exit status
 
 
@@ -90,19 +91,24 @@ def run(parser: ArgumentParser) -> Call:
         "-p", nargs=2, action="append", default=[], metavar=pair, help=words,
         type=lambda text: text.removeprefix("="),
     )  # fmt: skip
+    parser.add_argument("--quiet", action="store_true", help="print the end of an error alone")
 
     def call(args: Namespace) -> None:
         from s2dlib.apps.run import parse_parameters, run_notebook
 
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        level = logging.WARNING if args.quiet else logging.INFO
+        logging.basicConfig(level=level, format="%(message)s")
         parameters = parse_parameters(args.notebook, args.p)
 
         import papermill
 
         try:
-            run_notebook(args.notebook, args.output, parameters)
+            run_notebook(args.notebook, args.output, parameters, quiet=args.quiet)
         except papermill.PapermillExecutionError as error:
-            sys.exit(f"{error}\nerror: {args.notebook} failed; executed so far: {args.output}")
+            text = str(error)
+            if args.quiet:  # below a bar of its caller's
+                text = "\n".join(["", *text.splitlines()[-ERROR_LINES:]])
+            sys.exit(f"{text}\nerror: {args.notebook} failed; executed so far: {args.output}")
 
     return call
 

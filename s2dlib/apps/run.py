@@ -49,13 +49,16 @@ for kind in (Loader, Dumper):
     kind.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
 
 
-def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str, Any]) -> Path:
+def run_notebook(
+    notebook: str | Path, output: str | Path, parameters: dict[str, Any], *, quiet: bool = False
+) -> Path:
     """Execute a notebook in its own folder and keep the executed copy, also when a cell fails.
 
     Args:
         notebook: its first code cell is tagged `parameters`.
         output: the executed copy, written cell by cell; its folder is made.
         parameters: values for names of that cell.
+        quiet: without a bar of cells.
 
     Returns:
         The path of the executed copy. A failing cell or a killed kernel raises.
@@ -94,7 +97,7 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict[str,
                 kernel_name="python3",
                 cwd=notebook.parent,
                 log_output=True,
-                progress_bar=sys.stderr.isatty(),
+                progress_bar=sys.stderr.isatty() and not quiet,
                 start_timeout=120,  # torch imports slowly from a cold disk
                 config=Config(KernelManager=transport),
             )

@@ -6,6 +6,8 @@ missing.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from s2dlib.data.files import write_atomic
-from s2dlib.presets import SAME_RUN
+from s2dlib.presets import SAME_RUN, VARIANTS
 from s2dlib.report.records import write_json
 from s2dlib.training.trials import CEILING, CONSTANT, GRID, SHIFTS, SWEEPS, TRIALS
 
@@ -149,17 +151,65 @@ def full_model_comparison(
     """
     done = records[(records["preset"] == preset) & records["complete"].astype(bool)]
     done = done[done["test_split"] == "test"]
-    trial = done["run"].str.removeprefix(f"{preset}-").str.replace(r"-\d+$", "", regex=True)
-    full, lines = done[trial == "a0"].set_index("seed"), []
+    full, lines = _runs_of(done, preset, "a0"), []
     for words, kind in kinds.items():
-        control = kind.startswith("top1_")
-        runs = full if control else done[trial == kind].set_index("seed")
-        top1 = runs.get(kind if control else "top1", NO_RUNS)
+        runs = _runs_of(done, preset, kind)
+        top1 = _top1_of(done, preset, kind)
         less = difference(full["top1"], top1)
         line = {"what": words, "top1": top1.mean(), "sd": top1.std(), "n_seeds": top1.count()}
         line |= {"a0_minus": less["ours"], "interval": less["interval"]}
         lines.append(line | {name: runs[name].mean() for name in metrics if name in runs})
     return pd.DataFrame(lines)
+
+
+def reproduction(reference: pd.DataFrame, fresh: pd.DataFrame, preset: str) -> pd.DataFrame:
+    """Fresh runs beside the reference's: rows of Table 2, controls and trials, as far as run.
+
+    The interval is one in which a mean over n fresh seeds lies with 95 %, if it differs from the
+    reference as other seeds do: t sd sqrt(1 / n_reference + 1 / n), sd over the reference's seeds
+    and t of n_reference - 1 degrees of freedom. Of twenty lines one lies outside by chance.
+
+    Args:
+        reference, fresh: records; a reference tested on other clips than the fresh runs is none.
+
+    Returns:
+        A line a kind: what, reference (mean of top-1), interval (half-width; missing for one seed),
+        n_reference, fresh (mean), n_fresh, is (within, outside, or missing without an interval).
+    """
+    from scipy import stats
+
+    done, ours = (
+        runs[(runs["preset"] == preset) & runs["complete"].astype(bool)]
+        for runs in (fresh, reference)
+    )
+    clips = ["data", "n_clips", "test_split"]
+    ours = ours.merge(done[clips].drop_duplicates(), on=clips)
+    kinds = {f"Table 2, {row}": row for row in VARIANTS}
+    others = CONTROLS | parts(preset)
+    kinds |= {words: kind for words, kind in others.items() if kind not in VARIANTS}
+    lines = []
+    for words, kind in kinds.items():
+        new, old = (_top1_of(runs, preset, kind).dropna() for runs in (done, ours))
+        n, m = len(new), len(old)
+        if not n:
+            continue
+        half = stats.t.ppf(0.975, m - 1) * old.std() * (1 / m + 1 / n) ** 0.5 if m else math.nan
+        near = abs(new.mean() - old.mean()) <= half
+        line = {"what": words, "reference": old.mean(), "interval": half, "n_reference": m}
+        line |= {"fresh": new.mean(), "n_fresh": n}
+        lines.append(line | {"is": None if math.isnan(half) else "within" if near else "outside"})
+    return pd.DataFrame(lines)
+
+
+def _runs_of(done: pd.DataFrame, preset: str, kind: str) -> pd.DataFrame:
+    """Runs <preset>-<kind>-<seed> by seed; the full model's if the kind is a control, top1_..."""
+    name = "a0" if kind.startswith("top1_") else kind
+    return done[done["run"].str.fullmatch(rf"{preset}-{re.escape(name)}-\d+")].set_index("seed")
+
+
+def _top1_of(done: pd.DataFrame, preset: str, kind: str) -> pd.Series:
+    """Top-1 by seed of a trial, a row, or a control."""
+    return _runs_of(done, preset, kind).get(kind if kind.startswith("top1_") else "top1", NO_RUNS)
 
 
 def _complete_runs(records: pd.DataFrame, preset: str) -> pd.DataFrame:
