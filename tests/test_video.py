@@ -186,14 +186,17 @@ def test_leaving_early_does_not_wait_for_a_file_that_hangs(tmp_path, make_video,
         try:
             return len(read_frames(path))
         finally:
-            children.add(child())
+            if hasattr(readers._local, "reader"):  # none, where its child was killed at its start
+                children.add(child())
 
-    videos = readers.read_ahead(read, paths, workers=2, ahead=4)
-    assert next(videos) == 5
-    start = time.monotonic()
-    videos.close()
-    assert time.monotonic() - start < 30  # of the 60 seconds without progress
-    assert len(children) == 2 and all(gone(child.pid) for child in children)
+    for wait in (0, 3):  # for the second child to start, or not
+        videos = readers.read_ahead(read, paths, workers=2, ahead=4)
+        assert next(videos) == 5
+        time.sleep(wait)
+        start = time.monotonic()
+        videos.close()
+        assert time.monotonic() - start < 30  # of the 60 seconds without progress
+    assert len(children) >= 2 and all(gone(child.pid) for child in children)
 
 
 def child():

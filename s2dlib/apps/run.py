@@ -14,7 +14,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,7 @@ def run_notebook(
         parameters: values for names of that cell.
         quiet: without a bar of cells.
 
-    Returns:
-        The path of the executed copy. A failing cell or a killed kernel raises.
+    Returns: the path of the executed copy. A failing cell or a killed kernel raises.
 
     Raises:
         ValueError: a name that the cell does not have, a value that is not of its annotated type,
@@ -87,8 +86,7 @@ def run_notebook(
         ipc = os.name == "posix" and len(folder) + 20 < SOCKET_PATH  # no ports, so no clashes
         transport = {"transport": "ipc", "connection_file": f"{folder}/k.json"} if ipc else {}
         command = command_text(notebook, output, parameters, known)
-        wants_one = wants_one_gpu(notebook, known, parameters)
-        gpu = reserve_gpu() if wants_one else nullcontext(dict[str, str]())
+        gpu = reserve_gpu(wants_one_gpu(notebook, known, parameters))
         with gpu as visible, environment(S2D_COMMAND=command, JUPYTER_PATH=folder, **visible):
             papermill.execute_notebook(
                 _no_template(notebook),
@@ -176,16 +174,17 @@ def parse_value(text: str, annotation: str = "") -> object:
 
 
 @contextmanager
-def reserve_gpu() -> Iterator[dict[str, str]]:
+def reserve_gpu(wanted: bool = True) -> Iterator[dict[str, str]]:
     """Reserve one of several GPUs, so that runs side by side on one machine use different ones.
 
     A reservation is the lock of a file, which the system releases however this process ends. Where
     every GPU is reserved, one with the fewest runs is shared: nobody waits.
 
     Yields:
-        CUDA_VISIBLE_DEVICES for the kernel; nothing where fewer than two GPUs are visible.
+        CUDA_VISIBLE_DEVICES for the kernel; nothing where none is wanted or fewer than two are
+        visible.
     """
-    gpus = visible_gpus()
+    gpus = visible_gpus() if wanted else []
     if len(gpus) < 2 or os.name != "posix":
         yield {}
         return

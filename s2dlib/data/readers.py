@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -210,8 +211,7 @@ def read_ahead(
 ) -> Generator[T, None, None]:
     """What `read` makes of each video, in their order, by threads that are ahead of the caller.
 
-    A thread has a child of its own to decode. What is read lies in this process's memory: unlike
-    clips from a DataLoader's workers, not in /dev/shm, which a container may limit to 64 MB.
+    What is read lies in this process's memory, not in /dev/shm, which a container may limit.
 
     Args:
         read: calls read_frames; what it raises is raised here when its turn comes.
@@ -230,8 +230,12 @@ def read_ahead(
             yield futures.popleft().result()
     finally:  # Ctrl-C, too: a file that hangs its reader is not waited for
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in children:
-            child.kill()
+        while True:  # again: a thread may just have started its child
+            for child in [*children]:
+                child.kill()
+            if all(future.done() for future in futures):
+                break
+            time.sleep(0.01)
         pool.shutdown()
 
 
