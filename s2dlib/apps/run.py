@@ -63,9 +63,8 @@ def run_notebook(
     Returns: the path of the executed copy. A failing cell or a killed kernel raises.
 
     Raises:
-        ValueError: a name that the cell does not have, a value that is not of its annotated type,
-            or an output that does not end in .ipynb, is the notebook itself, or is no executed copy
-            (files.check_output).
+        ValueError: a name that the cell does not have, a value not of its annotated type, an output
+            that does not end in .ipynb, is the notebook itself or no executed copy (check_output).
     """
     notebook, output = Path(notebook), Path(output)
     known = inspect_parameters(notebook)

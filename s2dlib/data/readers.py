@@ -236,7 +236,6 @@ def read_ahead(
             if all(future.done() for future in futures):
                 break
             time.sleep(0.01)
-        pool.shutdown()
 
 
 CHILD = [sys.executable, "-P", "-m", "s2dlib.data.child"]
