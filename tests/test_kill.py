@@ -42,9 +42,14 @@ def train(csv: str, run: Path, start: int) -> None:
 
 
 def started(*arguments: object) -> multiprocessing.Process:
-    """train in a process of its own, forked from one that has imported torch."""
+    """train in a process of its own, forked from one that has imported all that it needs.
+
+    The last two are imported when they are used first, which takes longer than the training.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["s2dlib.training.loop", "s2dlib.data.synthetic"])
+    context.set_forkserver_preload(
+        ["s2dlib.training.loop", "s2dlib.data.synthetic", "pandas", "torch._dynamo"]
+    )
     process = context.Process(target=train, args=arguments)
     process.start()
     return process
