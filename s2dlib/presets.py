@@ -159,7 +159,7 @@ PRESETS: dict[str, Preset] = {
             cache="data/synthetic-distractors/cache",
         ),
         recipes=_SYNTHETIC_RECIPES,
-    ),  # fmt: skip
+    ),
     # The same in colour and at the paper's sizes, with its TSM networks: a row in minutes on a GPU.
     "synthetic-large": Preset(
         model=ModelConfig(
@@ -178,7 +178,7 @@ PRESETS: dict[str, Preset] = {
             flip=False,
         ),
         recipes=_on_a_gpu(_SYNTHETIC_RECIPES),
-    ),  # fmt: skip
+    ),
     # Table 2 and Table 3a: top-1 74.7, 18.0 G multiply-adds in the paper.
     "mini-kinetics": Preset(model=ModelConfig(n_classes=200), data=_MINI, recipes=_PAPER_RECIPES),
     # Table 1, Kinetics-400: top-1 78.0, 5.4 G a view (of 3). Counted: 7.9 G
@@ -232,7 +232,7 @@ PRESETS: dict[str, Preset] = {
             _GRID_DATA, short_side=288, crop=256, scales=(256 / 288,), gray=False, cache=None
         ),
         recipes=_on_a_gpu(_GRID_RECIPES),
-    ),  # fmt: skip
+    ),
     # Videos of one's own, by a CSV: MobileNetV2 in both networks, fine-tuned on a CPU if need be.
     "videos": Preset(
         model=ModelConfig(
@@ -252,5 +252,5 @@ PRESETS: dict[str, Preset] = {
             scales=(128 / 144,),
         ),
         recipes={"joint": TrainConfig(epochs=15, batch_size=8, lr=5e-4, lr_theta=1e-3)},
-    ),  # fmt: skip
+    ),
 }
