@@ -108,7 +108,7 @@ class S2DNet(PretrainedMixin, nn.Module):
         extent = Extent.of(frames, n_frames)
         if self.snet is None:
             return Output(theta=self.frozen_theta(extent))
-        if self.config.start == "motion":
+        if self.config.start == "motion" and self.snet.theta_head is not None:
             extent = replace(extent, motion=find_motion(frames, n_frames))
         synopsis = self.synopsis_sampler(frames, n_frames)
         normalised = self.normalise(synopsis, scale_of(frames))

@@ -43,7 +43,7 @@ class Extent:
     n_frames: Tensor  # real frames of each clip. (B,)
     height: int  # pixels
     width: int
-    motion: tuple[Tensor, Tensor, Tensor] | None = None  # find_motion's, for a start there
+    motion: tuple[Tensor, Tensor, Tensor] | None = None  # find_motion's t, y, x. (B,) each
 
     @classmethod
     def of(cls, frames: Tensor, n_frames: Tensor) -> Extent:

@@ -173,7 +173,7 @@ def bounded_zoom(raw: Tensor, full: Tensor | float, start: float) -> Tensor:
 
 
 def bump(centre: Tensor, n: int, spread: float) -> Tensor:
-    """Logits over n positions of an axis whose softmax lies around a centre. (B,) -> (B, n)"""
+    """Logits of n positions, highest at a fraction of the axis, `spread` wide. (B,) -> (B, n)"""
     return -0.5 * ((centres_of(n, centre) - centre[:, None]) * n / spread) ** 2
 
 

@@ -1,6 +1,4 @@
-"""Runs with something changed about the full model: controls, trials, sweeps; used by Snakefile and
-tables.
-"""
+"""Runs with something changed about the full model, for the Snakefile and the tables."""
 
 from __future__ import annotations
 
