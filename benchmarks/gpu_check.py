@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -120,6 +121,8 @@ def commands(step: str, out: Path, dry: bool) -> list[list[str]]:
 def run(commands: list[list[str]], cap: float, log: Path, env: dict[str, str]) -> int:
     """Run commands side by side, each with a log of its own; all end with the cap.
 
+    What the cap ends tells in its log where each of its threads was (faulthandler).
+
     Returns the first exit code that is not 0; 124: the cap ended it.
     """
     children, end = [], time.monotonic() + cap
@@ -134,9 +137,12 @@ def run(commands: list[list[str]], cap: float, log: Path, env: dict[str, str]) -
     except subprocess.TimeoutExpired:
         return 124
     finally:
-        for child in children:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
+        late = [child for child in children if child.poll() is None]
+        for sign, seconds in ((signal.SIGABRT, 2.0), (signal.SIGKILL, 0.0)):
+            for child in late:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, sign)
+            time.sleep(seconds if late else 0.0)
 
 
 def measured(step: str, path: Path, dry: bool) -> list[Row]:
@@ -210,6 +216,7 @@ def main() -> int:
     args.out, budget = out.resolve(), args.budget or (900 if args.dry else 520)
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"S2D_COMMAND": "", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
+    env |= {"PYTHONFAULTHANDLER": "1"}
     if args.dry:
         env |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     shutil.rmtree(args.out / WORK, ignore_errors=True)

@@ -3,9 +3,10 @@
     python benchmarks/models.py                                  # a CPU, one clip
     python benchmarks/models.py --batches 1 16 --compile         # a GPU
 
-Each samples its own frames from the same raw clip. Folded is inference.for_inference; compiled, the
-networks (not the samplers) go through torch.compile. On CUDA all run under bfloat16 autocast,
-entered anew in each pass, which then casts the weights, as in evaluation.
+Each samples its own frames from the same raw clip. Folded is inference.for_inference; graph, on
+CUDA, that as one CUDA graph (kernels/graph.py); compiled, the networks (not the samplers) go
+through torch.compile. On CUDA all run under bfloat16 autocast, entered anew in each pass, which
+then casts the weights, as in evaluation.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from s2dlib.apps.inference import for_inference
+from s2dlib.kernels.graph import as_cuda_graph
 from s2dlib.model import Output, S2DNet, build_model
 from s2dlib.presets import PRESETS
 from s2dlib.report import records, tables
@@ -59,6 +61,9 @@ def measure(names: list[str], B: int, forms: list[str], device: str, n_runs: int
         for (name, form), model in models.items()
         if form in forms
     }
+    if device == "cuda":
+        folded = [name for name in calls if name.endswith("/folded")]
+        calls |= {f"{name[:-6]}graph": as_cuda_graph(calls[name]) for name in folded}
     table = latency(calls, device, n_runs)
     table[["model", "how"]] = table.pop("name").str.split("/", expand=True)
     first = table[table["model"] == names[0]].set_index("how")["ms"]

@@ -32,6 +32,7 @@ from s2dlib.config import TrainConfig
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.loader import on_device
 from s2dlib.kernels import banded
+from s2dlib.kernels.graph import as_cuda_graph
 from s2dlib.losses import detail_loss, s2d_loss, synopsis_loss
 from s2dlib.model import Output, S2DNet, build_model
 from s2dlib.presets import PRESETS, VARIANTS
@@ -339,6 +340,19 @@ def test_gpu_resumed_run_is_near_the_whole_one(csv, tmp_path, monkeypatch):
         patch.setattr(torch.optim.AdamW, "step", interrupted)
         run("parts", 0)
     assert (run("parts", 5) - whole).abs().median() < 0.01 * config.lr  # other dropout: 0.035
+
+
+@needs_gpu
+@torch.no_grad()
+def test_gpu_graph_gives_what_the_model_gives():
+    model = build_model("synthetic").to(CUDA).eval()
+    first, second = (batch_of("synthetic", 2, CUDA) for _ in range(2))
+    graph = as_cuda_graph(model, first["frames"], first["n_frames"])
+    for batch in (second, first):
+        expected = model(batch["frames"], batch["n_frames"])
+        out = graph(batch["frames"], batch["n_frames"])
+        assert_close(out.detail_logits, expected.detail_logits)
+        assert_close(vars(out.theta), vars(expected.theta))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=needs_gpu)])

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from s2dlib.data.dataset import Item, VideoDataset
 
@@ -74,9 +75,14 @@ def pad(clips: Sequence[Tensor], device: str | torch.device = "cpu") -> tuple[Te
     V, C, _, H, W = clips[0].shape
     n_frames = torch.tensor([clip.shape[2] for clip in clips])
     shape = (len(clips), V, C, int(n_frames.max()), H, W)
-    frames = clips[0].new_zeros(shape, device=device)
+    shared = get_worker_info() is not None  # or the way from a worker would be one more copy
+    frames = clips[0].new_empty(0 if shared else shape, device=device)
+    if shared:
+        nbytes = math.prod(shape) * frames.element_size()
+        frames = frames.set_(torch.UntypedStorage._new_shared(nbytes)).view(shape)
     for row, clip in zip(frames, clips, strict=True):
         row[:, :, : clip.shape[2]].copy_(clip, non_blocking=True)
+        row[:, :, clip.shape[2] :] = 0
     return frames.flatten(0, 1), n_frames.repeat_interleave(V)
 
 

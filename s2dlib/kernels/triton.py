@@ -26,6 +26,9 @@ from s2dlib.kernels.band import REACH, TAPS
 # Rows and columns of the volume that a program makes, and of the clip that it reads at a time, and
 # its warps. Chosen by the instructions of the compiled code; benchmarks/tiles.py times others.
 TILES = {"TILE_J": 16, "TILE_I": 32, "BLOCK_Y": 16, "BLOCK_X": 32, "num_warps": 4}
+# How products of float32 are made where torch asks for float32: "ieee", or "tf32x3", three products
+# on tensor cores that together lose no more than rounding does.
+EXACT = "tf32x3"
 REGISTERS = 168  # of a thread of _volume at most: three programs of four warps on a multiprocessor
 BLOCK = 32  # filters whose weights in time, or statistics, a program makes
 
@@ -289,4 +292,4 @@ def _space_statistics(p: Tensor, n_in: int) -> Tensor:
 def _constants() -> dict[str, int | str]:
     """What the two large kernels are compiled for."""
     exact = torch.get_float32_matmul_precision() == "highest"
-    return {"TAPS": TAPS, "REACH": REACH, "PRECISION": "ieee" if exact else "tf32", **TILES}
+    return {"TAPS": TAPS, "REACH": REACH, "PRECISION": EXACT if exact else "tf32", **TILES}

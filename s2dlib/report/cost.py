@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from s2dlib.kernels.graph import as_cuda_graph
 from s2dlib.model import S2DNet, scale_of
 from s2dlib.sampler import Extent, check_clips
 
@@ -117,7 +118,8 @@ def compare_latency(
 ) -> pd.DataFrame:
     """Latency of whole models on random frames, and of the steps of the first, S2DNet.
 
-    All at one precision: bfloat16 autocast on CUDA, float32 elsewhere.
+    All at one precision: bfloat16 autocast on CUDA, where each is one CUDA graph, or the time of
+    small networks is that of Python's launches; float32 elsewhere.
 
     Args:
         models: by name; moved to the device.
@@ -136,7 +138,10 @@ def compare_latency(
         inner = steps(next(iter(models.values())), frames)
     calls |= {f"- {name}": step for name, step in inner.items()}
     # Entered by each pass, as a user does: around all, it would keep the weights that it has cast.
-    table = latency({name: autocast(call) for name, call in calls.items()}, device, n_runs)
+    calls = {name: autocast(call) for name, call in calls.items()}
+    if device == "cuda":
+        calls = {name: as_cuda_graph(call) for name, call in calls.items()}
+    table = latency(calls, device, n_runs)
     return table.assign(ratio=table["ms"] / table["ms"][0], batch=B)
 
 
