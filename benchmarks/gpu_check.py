@@ -35,21 +35,25 @@ WORK = ".gpu-check"  # a folder in --out, gone at the end
 OWN = "benchmarks/gpu_steps.py {step} {out} "
 BENCH = "benchmarks/{step}.py --out {out}/{step}-{device} "
 MODELS = BENCH.replace("{step}", "models", 1)
+TRAINING = BENCH + "--preset mini-kinetics --recipe paper --workers {workers} "
 TESTS = "-m pytest -rfE --tb=short -p no:cacheprovider tests/test_"
 NOTEBOOK = "-m s2dlib run notebooks/10_latency.ipynb {out}/.gpu-check/10.ipynb -p results {to} "
 CHECKER = "compute-sanitizer --error-exitcode 9 env PYTORCH_NO_CUDA_MEMORY_CACHING=1"
 STEPS = {  # step -> seconds that it may take, and what Python runs, all at once
     "facts": (60, OWN + "facts"),
     "tests": (
-        *(110, TESTS + "cuda.py", TESTS + "banded.py", TESTS + "triton_kernels.py"),
+        *(150, TESTS + "cuda.py", TESTS + "banded.py", TESTS + "triton_kernels.py"),
         TESTS + "benchmarks.py -k 'not gpu_check and not loading and not long_run'",
         TESTS + "notebooks.py -k 'smoke_run and (02_train or 07_predict or 10_latency)'",
     ),
     "correct": (110, *[OWN + k for k in ("kernels", "waits", "synthetic", "mini-kinetics")]),
     "sampler": (110, BENCH + "--batches 1 16 64 --runs 5 --memory {gb}"),
     "latency": (60, NOTEBOOK + "-p batches '[1, 16]'"),
-    "learn": (90, OWN + "learn"),
-    "training": (90, BENCH + "--preset mini-kinetics --recipe paper --workers {workers}"),
+    "learn": (120, OWN + "learn"),
+    "training": (
+        90,
+        BENCH + "--preset mini-kinetics --recipe paper --steps 30 --rounds 3 --workers {workers}",
+    ),
     "models": (60, BENCH + "--batches 1 16"),
     "compiled": (160, MODELS + "--batches 16 --models ssv2 tsm-r50 tdn-r50 --compile"),
     "tiles": (240, BENCH),
@@ -126,6 +130,8 @@ def run(commands: list[list[str]], cap: float, log: Path, env: dict[str, str]) -
     Returns the first exit code that is not 0; 124: the cap ended it.
     """
     children, end = [], time.monotonic() + cap
+    threads = max(1, (os.cpu_count() or 1) // len(commands))  # more, and each waits for the others
+    env = {"OMP_NUM_THREADS": str(threads)} | env
     for i, command in enumerate(commands):
         with log.with_suffix(f".{i}.log").open("w") as file:
             streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}

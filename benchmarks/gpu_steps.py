@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -271,6 +272,7 @@ def main() -> None:
     """gpu_steps.py STEP OUT PART: run it, and write what it has found after each claim."""
     if "RANK" in os.environ:  # from torchrun
         return by_gloo()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     step, part, out, rows = sys.argv[1], sys.argv[3], Path(sys.argv[2]).resolve(), []
     for found in STEPS[part](out):
         rows.append(asdict(Row(step, *found)))

@@ -2,8 +2,8 @@
 
     python benchmarks/tiles.py --out results/benchmarks/tiles-cuda      # a GPU: some minutes
 
-The first row of a precision says what belongs into TILES (s2dlib/kernels/triton.py). ieee and
-tf32x3 are float32; tf32 is used where torch.set_float32_matmul_precision allows it. Kernels are
+The first row of a precision says what belongs into TILES and REGISTERS of kernels/triton.py. ieee
+and tf32x3 are float32; tf32 is used where torch.set_float32_matmul_precision allows it. Kernels are
 compiled by all cores first.
 """
 
@@ -29,10 +29,11 @@ from s2dlib.report.cost import milliseconds
 
 CHOICES = {
     "TILE_J": (16, 32),
-    "TILE_I": (32, 64),
-    "BLOCK_Y": (16, 32),
-    "BLOCK_X": (32, 64),
-    "num_warps": (4, 8),
+    "TILE_I": (16, 32, 64),
+    "BLOCK_Y": (16,),
+    "BLOCK_X": (32,),
+    "num_warps": (2, 4),
+    "maxnreg": (128, 168, 255),
 }
 PRECISIONS = {"ieee": "highest", "tf32x3": "highest", "tf32": "high"}
 
@@ -43,7 +44,8 @@ def time_tiles(
     """Median milliseconds of forward and of backward at each zoom; None where it does not fit."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision(PRECISIONS[precision])
-    triton.TILES.update(tiles)
+    triton.TILES.update({name: tiles[name] for name in triton.TILES})
+    triton.REGISTERS = tiles["maxnreg"]
     triton.EXACT = precision
     found: dict[str, float | None] = {}
     for zoom, clip in clips.items():  # frames, p_t, p_y, p_x, n, gradient

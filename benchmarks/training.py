@@ -52,7 +52,7 @@ class InMemory(Dataset):
             for i in range(n_clips)
         ]
         self.table = pd.DataFrame({"path": [f"clip {i}" for i in range(n_clips)]})
-        self.n_crops = 1
+        self.n_crops, self.loader = 1, None
 
     def set_epoch(self, epoch: int) -> None:
         """Nothing to draw."""

@@ -76,7 +76,8 @@ def test_tiles_are_timed_by_the_kernels_that_take_them(monkeypatch, triton_kerne
     finally:
         torch.set_float32_matmul_precision("highest")
     assert set(found) == {"forward, near", "backward, near"}
-    assert all(ms > 0 for ms in found.values()) and chosen == tiles.triton.TILES
+    assert all(ms > 0 for ms in found.values())
+    assert chosen == {**tiles.triton.TILES, "maxnreg": tiles.triton.REGISTERS}
 
 
 def test_sampler_rates_count_copies_and_products(monkeypatch):

@@ -10,12 +10,12 @@ import hashlib
 import math
 import os
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from s2dlib.config import DataConfig
 from s2dlib.data.clips import Crop, choose_crops, choose_frames, for_copies, place_in_silence
@@ -82,7 +82,11 @@ class VideoDataset(Dataset):
             self._silence = [(int(a), int(b)) for a, b in self.table[["onset", "end"]].to_numpy()]
         self.failed: dict[str, str] = {}  # path -> cause, of the last load_batches
         self._logged: set[str] = set()
-        self._epoch = torch.tensor(0).share_memory_()  # persistent workers see it
+        self._epoch = torch.tensor(0).share_memory_()  # workers see it
+        self.loader: DataLoader | None = None  # with workers that wait (loader.py)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"loader": None}
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other clips, crops and flips, the same ones whenever this epoch comes back."""

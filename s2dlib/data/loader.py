@@ -118,16 +118,33 @@ def load_batches(
         RuntimeError: more than MAX_FAILED of the clips cannot be read, or MAX_TRIES in turn.
     """
     dataset.failed = {}
-    loader = DataLoader(
-        dataset,
-        batch_size=max(1, batch_size // dataset.n_crops) if steps is None else 1,
-        batch_sampler=cast("Sequence[list[int]] | None", steps),
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=torch.device(device).type == "cuda",
-        worker_init_fn=return_memory,
-    )
-    return on_device(_drop_failed(dataset, iter(loader)), device)
+    if steps is None:
+        indices, at_once = range(len(dataset)), max(1, batch_size // dataset.n_crops)
+        steps = [indices[i : i + at_once] for i in range(0, len(dataset), at_once)]
+    loader = _loader_of(dataset, workers, torch.device(device).type == "cuda")
+    cast("list[Sequence[int]]", loader.batch_sampler)[:] = steps
+    torch.empty((), dtype=torch.int64).random_()  # as one made anew: runs are what they were
+    return on_device(_drop_failed(dataset, loader, iter(loader), len(steps)), device)
+
+
+def _loader_of(dataset: VideoDataset, workers: int, pin_memory: bool) -> DataLoader:
+    """The data set's loader, whose workers wait since it was last read to its end; or a new one.
+
+    Beside a GPU eight workers take seconds to start, as long as an epoch of a small data set.
+    """
+    loader, dataset.loader = dataset.loader, None  # it is busy until it is given back
+    if loader is None or (loader.num_workers, loader.pin_memory) != (workers, pin_memory):
+        loader = DataLoader(
+            dataset,
+            batch_sampler=[],
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            worker_init_fn=return_memory,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),
+        )
+    return loader
 
 
 def on_device(batches: Iterator[Batch], device: str | torch.device) -> Iterator[Batch]:
@@ -167,9 +184,13 @@ def _wait_for_copy(batch: Batch, copied: torch.cuda.Event) -> Batch:
     return batch
 
 
-def _drop_failed(dataset: VideoDataset, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Batches that hold a clip; what cannot be read is logged and counted."""
-    for batch in batches:
+def _drop_failed(
+    dataset: VideoDataset, loader: DataLoader, batches: Iterator[Batch], n: int
+) -> Iterator[Batch]:
+    """Those of n batches that hold a clip; what cannot be read is logged and counted."""
+    for i, batch in enumerate(batches, start=1):
+        if i == n:
+            dataset.loader = loader
         if failed := batch.pop("failed"):
             _log_failed(dataset, failed)
         if batch:

@@ -68,8 +68,7 @@ def fit(
     """
     run_dir, device, (rank, world_size) = Path(run_dir), torch.device(device), rank_and_world_size()
     check_batches(len(train_set), config, world_size)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # V and V-hat have one size in all steps
+    torch.backends.cudnn.benchmark |= device.type == "cuda"  # V and V-hat keep their sizes
     curves = open_tensorboard(run_dir) if tensorboard and rank == 0 else None
     with only_writer(run_dir) if rank == 0 else nullcontext():
         if rank == 0:
@@ -82,6 +81,7 @@ def fit(
             if state.save is not None:
                 state.save(None)
             log_epoch(row, config, curves)
+        train_set.loader = val_set.loader = None  # their workers end
         if rank == 0:
             write_history(run_dir, state.history)  # a kill may have come before it was
             write_weights(model, run_dir / WEIGHTS)
