@@ -7,8 +7,8 @@
 
 Steps, in order of worth, are processes of their own, so that a crash or a hang costs one. After
 each, --out holds gpu-check.txt (a row a claim: what was found, its goal, whether it holds), .log
-and .json, and what was measured as *-cuda.csv, .md and .json. Needs no network; without .git,
-S2D_COMMIT names the code. The exit code is 1 where a step failed; a missed goal of speed is told.
+and .json, and what was measured as *-cuda.csv, .md and .json. Needs no network; S2D_COMMIT
+names the code of a copy. The exit code is 1 where a step failed; a missed goal of speed is told.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ STEPS = {  # step -> seconds that it may take, and what Python runs, all at once
     "models": (60, BENCH + "--batches 1 16"),
     "compiled": (160, MODELS + "--batches 16 --models ssv2 tsm-r50 tdn-r50 --compile"),
     "tiles": (240, BENCH),
-    "parallel": (60, OWN + "processes"),
+    "parallel": (120, OWN + "processes"),
     "whole": (160, OWN + "compiled"),
     "sanitizer": (100, TESTS + "triton_kernels.py -k 'not papers_size and not two_to'"),
     "starts": (500, OWN + "starts"),

@@ -46,7 +46,7 @@ def test_kernels_with_a_nan_centre(axis, triton_kernels):
     found = both(triton_kernels, clips, p, n)
     assert found[0][0].isnan().all()
     for ours, plain in zip(found, expected, strict=True):
-        assert_close(ours[1], plain[1])
+        assert_close(ours[1], plain[1], rtol=1e-4, atol=1e-4)  # float frames: other products
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])

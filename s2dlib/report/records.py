@@ -143,14 +143,19 @@ def load_run(run_dir: str | Path) -> tuple[S2DNet, Values]:
 
 
 def _commit(root: Path) -> str:
-    """The code's commit, + where the tree differs (results/ aside); without .git, S2D_COMMIT."""
+    """The code's commit, + where the tree differs (results/ aside); S2D_COMMIT where it is set.
+
+    A copy on a machine without a network may lie in a checkout of another commit, or in none.
+    """
+    if named := os.environ.get("S2D_COMMIT"):
+        return named
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     if not (root / ".git").exists():
-        return os.environ.get("S2D_COMMIT", "unknown (no git checkout)")
+        return "unknown (no git checkout)"
     try:
         changed = git("status", "--porcelain", "--", ":/", ":(top,exclude)results")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
