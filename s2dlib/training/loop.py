@@ -68,7 +68,6 @@ def fit(
     """
     run_dir, device, (rank, world_size) = Path(run_dir), torch.device(device), rank_and_world_size()
     check_batches(len(train_set), config, world_size)
-    torch.backends.cudnn.benchmark |= device.type == "cuda"  # V and V-hat keep their sizes
     curves = open_tensorboard(run_dir) if tensorboard and rank == 0 else None
     with only_writer(run_dir) if rank == 0 else nullcontext():
         if rank == 0:
