@@ -31,13 +31,16 @@ ifneq ($(filter-out 0,$(GPUS)),)
 	$(BIN)/python benchmarks/training.py --preset mini-kinetics --recipe paper --out $(MEASURED)/training-cuda
 	$(BIN)/s2d run notebooks/10_latency.ipynb $(RESULTS)/notebooks/10_latency.ipynb -p results ../$(RESULTS) -p batches '[1, 16]'
 	$(BIN)/python benchmarks/tiles.py --out $(MEASURED)/tiles-cuda
+	$(BIN)/python benchmarks/predicting.py --batches 1 16 --out $(MEASURED)/predicting-cuda
 else
 	$(BIN)/python benchmarks/sampler.py --out $(MEASURED)/sampler-cpu
 	$(BIN)/python benchmarks/models.py --out $(MEASURED)/models-cpu
 	$(BIN)/python benchmarks/training.py --out $(MEASURED)/training-cpu
 	$(BIN)/python benchmarks/loading.py --out $(MEASURED)/loading-cpu
+	$(BIN)/python benchmarks/predicting.py --batches 1 4 --out $(MEASURED)/predicting-cpu
 	$(BIN)/s2d run notebooks/10_latency.ipynb $(RESULTS)/notebooks/10_latency.ipynb -p results ../$(RESULTS)
 endif
+	$(BIN)/python benchmarks/distances.py $(MEASURED)
 
 gpu: $(READY)  ## all that this project claims of GPUs, tested and measured on this one: 9 minutes at most, one table
 	$(BIN)/python benchmarks/gpu_check.py --out $(MEASURED)

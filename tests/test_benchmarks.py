@@ -15,11 +15,14 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import distances  # noqa: E402
 import gpu_check  # noqa: E402
 import gpu_steps  # noqa: E402
 import loading  # noqa: E402
 import models  # noqa: E402
 import sampler  # noqa: E402
+
+from s2dlib.report.tables import write_measured  # noqa: E402
 
 
 def test_loading_ways_give_the_same_clip(tmp_path):
@@ -78,6 +81,25 @@ def test_tiles_are_timed_by_the_kernels_that_take_them(monkeypatch, triton_kerne
     assert set(found) == {"forward, near", "backward, near"}
     assert all(ms > 0 for ms in found.values())
     assert chosen == {**tiles.triton.TILES, "maxnreg": tiles.triton.REGISTERS}
+
+
+def test_distances_are_to_the_peers_measured_beside(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["distances.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match="make bench"):
+        distances.main()
+    measured = pd.DataFrame(
+        [("workers", "JPEGs, PIL", 75, 2, 10.0), ("workers", "ours", 75, 2, 12.0),
+         ("workers", "JPEGs, PIL", 150, 2, 5.0), ("workers", "copies", 150, 2, 9.0)],
+        columns=["measure", "way", "frames", "workers", "median"],
+    )  # fmt: skip
+    write_measured(measured, tmp_path / "loading-cpu", {"commit": "abc"})
+    latency = pd.DataFrame({"name": ["ssv2", "tsm-r50"], "ratio": [1.0, 1.2], "batch": [1, 1]})
+    write_measured(latency, tmp_path / "latency-cuda", {"commit": "abc"})
+    distances.main()
+    table = pd.read_csv(tmp_path / "distances.csv").set_index("case")
+    assert table["figure"].tolist() == pytest.approx([1.8, 1.2, 1.2])
+    assert table["reached"].tolist() == ["NO", "yes", "NO"]
+    assert "2 of 3 figures miss their goal" in capsys.readouterr().out
 
 
 def test_sampler_rates_count_copies_and_products(monkeypatch):
