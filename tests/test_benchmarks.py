@@ -161,7 +161,13 @@ def test_training_benchmark_measures_loop_step_and_loader(tmp_path):
     environment = {"PYTHONPATH": str(ROOT)} | os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*command, tmp_path / "training"], check=True, env=environment, cwd=tmp_path)
     row = pd.read_csv(tmp_path / "training.csv").iloc[0]
-    assert row.loop > 0 and row.loader > 0 and row.step > 0 and row["loop, 1 processes"] > 0
+    assert (
+        row.loop > 0
+        and row.feed > 0
+        and row.loader > 0
+        and row.step > 0
+        and row["loop, 1 processes"] > 0
+    )
     assert abs(row.loop_of_step - row.loop / row.step) < 1e-3  # of one round
     assert json.loads((tmp_path / "training.json").read_text())["versions"]["torch"]
 
