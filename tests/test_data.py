@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections import Counter
 from dataclasses import replace
 
@@ -427,6 +428,47 @@ def test_a_worker_does_not_grow_with_the_clips_it_has_read(tmp_path, make_video)
     steps = [[0]] * 40
     sizes = [batch["label"].item() for batch in load_batches(dataset, workers=1, steps=steps)]
     assert max(sizes[20:]) < sizes[10] + 40  # MB; a clip is 9, its uncropped frames 13
+
+
+@pytest.mark.slow
+def test_workers_wait_for_the_next_epoch(dataset):
+    def clips(dataset, epoch, workers):
+        dataset.set_epoch(epoch)
+        return [batch["frames"] for batch in load_batches(dataset, workers=workers)]
+
+    kept, fresh = dataset(set(), train=True), dataset(set(), train=True)
+    first = clips(kept, 0, workers=2)
+    waiting = kept.loader._iterator._workers
+    second = clips(kept, 1, workers=2)
+    assert kept.loader._iterator._workers is waiting
+    assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    for a, b in zip(second, clips(fresh, 1, workers=0), strict=True):
+        assert torch.equal(a, b)  # they know of the epoch
+    assert pickle.loads(pickle.dumps(kept)).loader is None
+
+
+@pytest.mark.slow
+def test_a_pass_that_is_not_at_its_end_keeps_its_workers(dataset):
+    dataset = dataset(set(), train=False)
+    list(load_batches(dataset, workers=1))
+    one = load_batches(dataset, workers=1)
+    seen = [next(one)]
+    other = [batch["index"].item() for batch in load_batches(dataset, workers=1)]
+    seen += one
+    assert [batch["index"].item() for batch in seen] == other == list(range(20))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_every_pass_draws_one_random_number(dataset, workers):
+    dataset = dataset(set(), train=False)
+    for _ in range(2):
+        torch.manual_seed(0)
+        list(load_batches(dataset, workers=workers))
+        drawn = torch.rand(1)
+        torch.manual_seed(0)
+        torch.empty((), dtype=torch.int64).random_()
+        assert drawn == torch.rand(1)
 
 
 # Batches
