@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from gpu_check import ROOT, WORK, Row, n_workers
-from sampler import SIDE, SIZE, measure_rates
+from sampler import SIDE, SIZE, measure_rates, median_of_calls
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from training import InMemory
@@ -76,6 +76,9 @@ def facts(_: Path) -> Iterator[tuple]:
     yield "device", source["device"], "-", f"torch {torch.__version__}, commit {source['commit']}"
     copied, multiplied = measure_rates(DEVICE.type, TINY)
     yield "copy, GB/s", copied / 1e6
+    block = torch.empty(2**28, dtype=torch.uint8, pin_memory=not TINY)
+    ms = median_of_calls(lambda: block.to(DEVICE, copy=True), DEVICE.type)
+    yield "copy to the GPU, GB/s", block.numel() / ms / 1e6
     yield "product in float32, 10^12 multiply-adds a second", multiplied / 1e9
 
 
