@@ -124,12 +124,13 @@ def test_what_a_page_names_is_there(page):
         r"`((?:results|docs|data|profiles|benchmarks|notebooks)/[\w./-]*[\w/])`", text
     ):
         made = path.startswith(("data/demo", "results/runs/"))
-        assert made or (ROOT / path).exists(), path
+        assert made or (ROOT / path).exists() or (ROOT / "s2dlib" / path).exists(), path
     for name in re.findall(r"`(\d\d_\w+)`", text):
         path = f"notebooks/{name}.ipynb"
         assert (ROOT / path).is_file() or path in TO_COME, name
     for name in re.findall(r"`([\w/]+\.py)`", text):
-        assert (ROOT / name).is_file() or list(ROOT.glob(f"*/{name}")), name
+        found = (ROOT / name).is_file() or list(ROOT.glob(f"*/{name}"))
+        assert found or list((ROOT / "s2dlib").rglob(name)), name
 
 
 def test_readme_links_to_every_guide_and_the_index():
@@ -217,7 +218,7 @@ def test_the_index_links_to_every_notebook_and_shows_pictures_by_reference():
 def test_make_readme_changes_nothing(page):
     text = (ROOT / page).read_text()
     assert written(text, ROOT) == text
-    spoilt = BLOCK.sub(lambda block: re.sub(r"\d", "0", block[0]), text)
+    spoilt = BLOCK.sub(lambda block: f"{block[1]}| an older table |\n", text)
     assert spoilt != text and written(spoilt, ROOT) == text
 
 
@@ -249,7 +250,7 @@ def numbers(path):
 def test_each_figure_of_the_results_page_is_in_a_record_that_its_paragraph_names():
     n_figures = 0
     for paragraph in BLOCK.sub("", TEXTS["docs/results.md"]).split("\n\n"):
-        figures = re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", prose(paragraph))
+        figures = re.findall(r"(?<![\w.])\d+\.\d+(?!\w|\.\d)", prose(paragraph))
         records = re.findall(r"`(results/[\w./-]+\.\w+)`", paragraph)
         if not figures:
             continue
