@@ -11,7 +11,7 @@ MEASURED := $(RESULTS)/benchmarks
 # other on more.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup reproduce study grid bench gpu test quick lint lab lock
+.PHONY: setup reproduce study grid bench gpu readme test quick lint lab lock
 
 setup: $(READY)  ## the environment in .venv: source .venv/bin/activate
 
@@ -44,6 +44,9 @@ endif
 
 gpu: $(READY)  ## all that this project claims of GPUs, tested and measured on this one: 9 minutes at most, one table
 	$(BIN)/python benchmarks/gpu_check.py --out $(MEASURED)
+
+readme: $(READY)  ## the tables of README.md and docs/results.md, written anew from results/
+	$(BIN)/python -m s2dlib.report.readme
 
 test: lint  ## lint, then all tests
 	$(TESTS)

@@ -1,15 +1,31 @@
-"""The README keeps its word: each command runs, each path and notebook that it names is there."""
+"""README and docs keep their word: commands run, links lead somewhere, figures are the records'."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from s2dlib.report.readme import BLOCK, PAGES, SHOWN, shown, written
+from s2dlib.report.records import read_records
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+GUIDES = [
+    "using",
+    "data",
+    "training",
+    "gpu",
+    "results",
+]  # in the order in which a reader tries them
+TEXTS = {f"docs/{name}.md": (ROOT / f"docs/{name}.md").read_text() for name in GUIDES}
+TEXTS = {"README.md": README} | TEXTS
+INDEX, DECISIONS = "notebooks/README.md", "docs/decisions.md"
+TO_COME = {"notebooks/01_figure2.ipynb"}  # named by the map before it is there
 DRY = {  # what takes hours, a cluster or a screen: what it would do
     "make reproduce": "make reproduce ARGS=--dry-run",
     "make test": "make --dry-run test",
@@ -21,15 +37,17 @@ DRY = {  # what takes hours, a cluster or a screen: what it would do
 }
 
 
-def blocks(kind):
-    return re.findall(rf"^```{kind}\n(.*?)^```", README, re.M | re.S)
+def fences(kind):
+    return [
+        f for t in TEXTS.values() for f in re.findall(rf"^```{kind}\n(.*?)^```", t, re.M | re.S)
+    ]
 
 
 def commands():
-    """Each command of the README, in order, without its comment."""
-    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    """Each command of README and docs once, in order, without its comment."""
+    lines = "".join(fences("sh")).replace("\\\n", " ").splitlines()
     lines = [line.split("   #")[0] for line in lines if not line.startswith("#")]
-    return [" ".join(line.split()) for line in lines]
+    return list(dict.fromkeys(" ".join(line.split()) for line in lines))
 
 
 def reduced(command):
@@ -63,7 +81,7 @@ def clone(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_readme_commands_run_on_a_new_clone(clone):
+def test_commands_of_readme_and_docs_run_on_a_new_clone(clone):
     path = f"{clone / '.venv' / 'bin'}:{os.environ['PATH']}"
     environment = dict(os.environ, PATH=path, PYTHONPATH=str(clone), OMP_NUM_THREADS="1")
     options = {"cwd": clone, "env": environment, "capture_output": True, "text": True}
@@ -71,7 +89,7 @@ def test_readme_commands_run_on_a_new_clone(clone):
     for command in commands():
         done = subprocess.run(["bash", "-c", reduced(command)], **options)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    (code,) = blocks("python")
+    (code,) = fences("python")
     done = subprocess.run([sys.executable, "-c", code], **options)
     assert done.returncode == 0 and "torch.Size([1, 1, 8, 20, 20])" in done.stdout, done.stderr
     assert (clone / "predictions" / "00007.mp4.s2d.mp4").stat().st_size > 10_000
@@ -80,29 +98,182 @@ def test_readme_commands_run_on_a_new_clone(clone):
     assert '"upright tall bar>pole"' in mine  # the names of the classes go with the model
 
 
-def test_readme_files_and_notebooks_are_there():
-    paths = re.findall(r"\]\(([^)#:]+)\)", README)
-    paths += re.findall(
-        r"`((?:results|docs|data|profiles|benchmarks|notebooks)/[\w./-]*[\w/])`", README
-    )
-    assert len(paths) > 15
-    for path in paths:
-        assert (ROOT / path).exists() or path.startswith(("data/demo", "results/runs/")), path
-    notebooks = set(re.findall(r"`(\d\d_\w+)`", README))
-    files = set(re.findall(r"`([\w/]+\.py)`", README))
-    assert len(notebooks) > 8 and len(files) > 5
-    for name in notebooks:
-        assert (ROOT / "notebooks" / f"{name}.ipynb").is_file(), name
-    for name in files:
-        assert (ROOT / name).is_file() or list(ROOT.glob(f"*/{name}")), name
+def prose(text):
+    """A page without what `make readme` writes, and without code."""
+    return re.sub(r"```.*?```|`[^`]*`", "", BLOCK.sub("", text), flags=re.S)
 
 
-def test_readme_map_names_every_module_and_notebook():
-    table = README.split("## What is where")[1].split("## ")[0]
+def links(page, part=""):
+    """Label and path, from the root, of each link to a file in a page, or in a part of it."""
+    text = (ROOT / page).read_text()
+    references = dict(re.findall(r"^\[([^\]]+)\]: (\S+)$", text, re.M))
+    text = part or text
+    pairs = re.findall(r"\[([^\][]*)\]\(([^)#:]+)\)", text)
+    labels = re.findall(r"\[([^\][]+)\](?:\[(\w+)\])?(?![\](:])", text)
+    pairs += [(label, references[r or label]) for label, r in labels if (r or label) in references]
+    pairs += [("", path) for path in re.findall(r'src="([^"]+)"', text)]
+    return [(a, os.path.normpath(os.path.join(os.path.dirname(page), path))) for a, path in pairs]
+
+
+@pytest.mark.parametrize("page", [*TEXTS, "CONTRIBUTING.md", DECISIONS, "docs/history.md", INDEX])
+def test_what_a_page_names_is_there(page):
+    text = (ROOT / page).read_text()
+    for label, path in links(page):
+        assert (ROOT / path).exists() or path in TO_COME, f"{label}: {path}"
+    for path in re.findall(
+        r"`((?:results|docs|data|profiles|benchmarks|notebooks)/[\w./-]*[\w/])`", text
+    ):
+        made = path.startswith(("data/demo", "results/runs/"))
+        assert made or (ROOT / path).exists() or (ROOT / "s2dlib" / path).exists(), path
+    for name in re.findall(r"`(\d\d_\w+)`", text):
+        path = f"notebooks/{name}.ipynb"
+        assert (ROOT / path).is_file() or path in TO_COME, name
+    for name in re.findall(r"`([\w/]+\.py)`", text):
+        found = (ROOT / name).is_file() or list(ROOT.glob(f"*/{name}"))
+        assert found or list((ROOT / "s2dlib").rglob(name)), name
+
+
+def test_readme_links_to_every_guide_and_the_index():
+    linked = {path for _, path in links("README.md")}
+    assert linked >= {*TEXTS, DECISIONS, INDEX, "CONTRIBUTING.md"} - {"README.md"}
+
+
+@cache
+def definitions(path):
+    """Qualified name -> source, of what a module defines at its top and in its classes."""
+    text = (ROOT / path).read_text()
+    found = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [t.id for t in targets if isinstance(t, ast.Name)]
+            found |= dict.fromkeys(names, ast.get_source_segment(text, node))
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = ast.get_source_segment(text, node)
+            for inner in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(inner, ast.FunctionDef):
+                    name = f"{node.name}.{inner.name}"
+                    found[name] = ast.get_source_segment(text, inner)
+    return found
+
+
+def cited(source):
+    """Equations that a source names, as Eq. 4, 6 or Eq. 8-10."""
+    found = set()
+    for words in re.findall(r"Eq\. (\d+(?:(?:, |-)\d+)*)", source):
+        for word in words.split(", "):
+            first, _, last = word.partition("-")
+            found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def map_rows():
+    """Item -> its cells of code and of notebooks and results."""
+    table = README.split("## Where each item of the paper is")[1].split("## ")[0]
+    rows = re.findall(r"^\| ((?:Eq\.|Fig\.|Table) \d+) \| (.*) \| (.*) \|$", table, re.M)
+    assert len(rows) == len({item for item, *_ in rows})
+    return {item: cells for item, *cells in rows}
+
+
+ITEMS = [f"{kind} {n}" for kind, last in (("Eq.", 12), ("Fig.", 4), ("Table", 4))
+         for n in range(1, last + 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("item", ITEMS)
+def test_each_item_of_the_paper_is_found_from_the_map_in_two_steps(item):
+    code, shown_in = map_rows()[item]
+    modules, sources = dict(links("README.md", code)), []
+    for names, label in re.findall(r"((?:`[\w.]+`(?:, )?)+) in \[([^\]]+)\]", code):
+        for name in re.findall(r"`([\w.]+)`", names):
+            assert name in definitions(modules[label]), f"{name} is not defined in {label}"
+            sources.append(definitions(modules[label])[name])
+    assert len(sources) == code.count("`") // 2 > 0
+    kind, number = item.split()
+    if kind == "Eq.":
+        assert int(number) in set().union(*map(cited, sources)), f"no definition names {item}"
+    files = [path for _, path in links("README.md", shown_in)]
+    assert any(path.endswith(".ipynb") for path in files)
+    assert kind != "Table" or any(path.startswith("results/tables/") for path in files)
+
+
+def test_contributing_names_every_module_of_the_method_and_every_folder():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
     modules = {p.name for p in (ROOT / "s2dlib").glob("*.py")} - {"__init__.py", "__main__.py"}
-    assert modules <= set(re.findall(r"`(\w+\.py)`", table))
+    assert modules <= set(re.findall(r"`(\w+\.py)`", text))
     folders = {p.parent.name for p in (ROOT / "s2dlib").glob("*/*.py")}
-    assert folders <= set(re.findall(r"`(\w+)/[\w.]*`", table))
-    assert {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} <= set(
-        re.findall(r"`(\d\d_\w+)`", table)
-    )
+    assert folders <= set(re.findall(r"`(\w+)/`", text))
+
+
+def test_the_index_links_to_every_notebook_and_shows_pictures_by_reference():
+    linked = {path for _, path in links(INDEX)}
+    assert {f"notebooks/{p.name}" for p in (ROOT / "notebooks").glob("*.ipynb")} <= linked
+    pictures = re.findall(r"<img ([^>]*)>", (ROOT / INDEX).read_text())
+    assert pictures
+    for picture in pictures:
+        assert re.search(r'src="\.\./results/figures/[\w-]+\.png"', picture), picture
+        assert re.search(r'width="\d+"', picture) and re.search(r'alt="[^"]+"', picture), picture
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_make_readme_changes_nothing(page):
+    text = (ROOT / page).read_text()
+    assert written(text, ROOT) == text
+    spoilt = BLOCK.sub(lambda block: f"{block[1]}| an older table |\n", text)
+    assert spoilt != text and written(spoilt, ROOT) == text
+
+
+def test_readme_has_no_figure_typed_by_hand():
+    text = prose(README)
+    figures = re.findall(r"(?<!Python )(?<!Sec\. )\b\d+\.\d+|±|\d ?%", text)
+    assert figures == []
+
+
+def test_what_readme_says_of_its_table_is_so():
+    records = read_records(ROOT / "results" / "runs")
+    preset = next(prefix for prefix in SHOWN if prefix.startswith("egogestar"))
+    gestures = records["run"].str.startswith(f"{preset}-")
+    lines = shown(records.assign(preset=records["preset"].mask(gestures, preset)))
+    lines = lines.set_index(["videos", "kind"])
+    gain = lines["a0_minus"]
+    assert (gain[preset].drop("a0") < 0).all()  # loses to each of its parts, and to one network
+    assert gain["synthetic", "top1_shuffled"] > gain["synthetic", "a1"] / 2  # most of its gain
+    assert gain["synthetic", "constant"] > gain["synthetic", "a1"] / 2
+    assert gain["grid", "top1_shuffled"] > gain["grid", "b3"] / 2
+    for kind in ("fc", "paper", "authors"):  # SNet's level
+        assert abs(lines["top1"]["synthetic", kind] - lines["top1"]["synthetic", "a1"]) < 3
+
+
+def numbers(path):
+    return [float(n) for n in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", path.read_text())]
+
+
+def test_each_figure_of_the_results_page_is_in_a_record_that_its_paragraph_names():
+    n_figures = 0
+    for paragraph in BLOCK.sub("", TEXTS["docs/results.md"]).split("\n\n"):
+        figures = re.findall(r"(?<![\w.])\d+\.\d+(?!\w|\.\d)", prose(paragraph))
+        records = re.findall(r"`(results/[\w./-]+\.\w+)`", paragraph)
+        if not figures:
+            continue
+        known = [n for record in records for n in numbers(ROOT / record)]
+        for figure in figures:
+            n_figures += 1
+            n_places = len(figure.partition(".")[2])
+            assert any(f"{n:.{n_places}f}" == figure for n in known), f"{figure} in: {paragraph}"
+    assert n_figures > 20
+
+
+def test_pages_keep_to_their_limits_of_length():
+    assert len(README.splitlines()) <= 160
+    for page in ("README.md", DECISIONS, "CONTRIBUTING.md", "docs/history.md", INDEX):
+        assert max(map(len, (ROOT / page).read_text().splitlines())) <= 120, page
+    for page, text in TEXTS.items():
+        assert max(map(len, BLOCK.sub("", text).splitlines())) <= 120, page
+
+
+def test_each_decision_has_at_most_twelve_lines():
+    text = (ROOT / DECISIONS).read_text()
+    decisions = re.split(r"^(?=\*\*D\d+ )", text, flags=re.M)[1:]
+    names = [int(d[3 : d.index(" ")]) for d in decisions]
+    assert names == list(range(1, len(names) + 1)) and len(names) >= 36
+    lengths = {n: len(d.strip().splitlines()) for n, d in zip(names, decisions, strict=True)}
+    assert {n: length for n, length in lengths.items() if length > 12} == {}
