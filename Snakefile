@@ -69,8 +69,8 @@ rule all:
             f"{SHOWN}/{{name}}.ipynb",
             name=[
                 *("00_data", "04_table2", "05_figure4", "09_looking"),
-                *(("01_detail_sampler", "03_cost", "06_tables", "07_predict") if DRAWN else ()),
-                *(("08_inspector", "10_latency") if DRAWN else ()),
+                *(("01_detail_sampler", "01_figure2", "03_cost", "06_tables") if DRAWN else ()),
+                *(("07_predict", "08_inspector", "10_latency") if DRAWN else ()),
             ],
         ),
     localrule: True
@@ -275,6 +275,15 @@ rule sampler:
         f"{SHOWN}/01_detail_sampler.ipynb",
     shell:
         show("01_detail_sampler", f"-p preset {PRESET}")
+
+
+rule figure2:
+    input:
+        f"{RUNS}-a0-0/model.safetensors",
+    output:
+        f"{SHOWN}/01_figure2.ipynb",
+    shell:
+        show("01_figure2", f"-p run ../{RUNS}-a0-0")
 
 
 rule cost:

@@ -83,6 +83,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the notebooks c
 PARAMETERS = {  # handed over beside smoke
     "00_data": ["csv", "results"],
     "01_detail_sampler": ["csv", "results"],
+    "01_figure2": ["run", "results"],
     "02_train": ["csv", "results"],
     "03_cost": ["runs", "run", "results"],
     "04_table2": ["runs", "results"],
@@ -96,6 +97,7 @@ PARAMETERS = {  # handed over beside smoke
 WRITTEN = {
     "00_data": ["tables/data_clips.md"],
     "01_detail_sampler": ["figures/detail-sampler.png"],
+    "01_figure2": ["figures/figure2-synthetic.png"],
     "02_train": ["runs/synthetic-a0-0/metrics.json", "runs/synthetic-a0-0/config.json"],
     "03_cost": ["tables/cost.csv", "tables/cost-tables.md", "figures/accuracy-cost.png"],
     "04_table2": [
