@@ -14,8 +14,10 @@ from sphinx.transforms import SphinxTransform
 from sphinx.writers.html5 import HTML5Translator
 
 ROOT = Path(__file__).resolve().parents[1]
-# Annotated[the type, a call as Ge(ge=1) or FieldInfo(..., metadata=[Ge(ge=1)])]
-ANNOTATED = r"Annotated\[((?:\w|[\[\]., ])+?), (?:FieldInfo|Strict)\((?:[^()]|\([^()]*\))*\)\]"
+ANNOTATED = re.compile(  # Annotated[a type, a call as FieldInfo(..., metadata=[Ge(ge=1)])]
+    r"~?(?:typing\.)?Annotated\[((?:(?!Annotated)[\w\[\]., ~])+?), "
+    r"[\w.~]+\((?:[^()]|\([^()]*\))*\)\]"
+)
 
 
 class LinkFiles(SphinxTransform):
@@ -104,7 +106,7 @@ def plain_types(
     """Annotated[int, ...] is int, in arguments and result: its checks would fill the page."""
     plain = []
     for text in signature:
-        while text and (inner := re.sub(ANNOTATED, r"\1", text)) != text:
+        while text and (inner := ANNOTATED.sub(r"\1", text)) != text:
             text = inner
         plain.append(text)
     return tuple(plain)
