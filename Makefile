@@ -11,7 +11,7 @@ MEASURED := $(RESULTS)/benchmarks
 # other on more.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup reproduce study grid bench gpu readme test quick lint lab lock
+.PHONY: setup reproduce study grid bench gpu readme test quick lint book lab lock
 
 setup: $(READY)  ## the environment in .venv: source .venv/bin/activate
 
@@ -62,6 +62,9 @@ lint: $(READY)  ## style, limits of length and complexity, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+book: $(READY)  ## notebooks, docs and docstrings as a site that any static host takes as it is: book/html
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --conf-dir docs --doctree-dir book/doctrees . book/html
 
 lab: $(READY)  ## JupyterLab, with this environment's kernel; OPEN=08_inspector.ipynb opens that one
 	PATH="$(CURDIR)/$(BIN):$$PATH" JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab notebooks/$(OPEN)
