@@ -25,7 +25,6 @@ GUIDES = [
 TEXTS = {f"docs/{name}.md": (ROOT / f"docs/{name}.md").read_text() for name in GUIDES}
 TEXTS = {"README.md": README} | TEXTS
 INDEX, DECISIONS = "notebooks/README.md", "docs/decisions.md"
-TO_COME = {"notebooks/01_figure2.ipynb"}  # named by the map before it is there
 DRY = {  # what takes hours, a cluster or a screen: what it would do
     "make reproduce": "make reproduce ARGS=--dry-run",
     "make test": "make --dry-run test",
@@ -119,7 +118,7 @@ def links(page, part=""):
 def test_what_a_page_names_is_there(page):
     text = (ROOT / page).read_text()
     for label, path in links(page):
-        assert (ROOT / path).exists() or path in TO_COME, f"{label}: {path}"
+        assert (ROOT / path).exists(), f"{label}: {path}"
     for path in re.findall(
         r"`((?:results|docs|data|profiles|benchmarks|notebooks)/[\w./-]*[\w/])`", text
     ):
@@ -127,7 +126,7 @@ def test_what_a_page_names_is_there(page):
         assert made or (ROOT / path).exists() or (ROOT / "s2dlib" / path).exists(), path
     for name in re.findall(r"`(\d\d_\w+)`", text):
         path = f"notebooks/{name}.ipynb"
-        assert (ROOT / path).is_file() or path in TO_COME, name
+        assert (ROOT / path).is_file(), name
     for name in re.findall(r"`([\w/]+\.py)`", text):
         found = (ROOT / name).is_file() or list(ROOT.glob(f"*/{name}"))
         assert found or list((ROOT / "s2dlib").rglob(name)), name
