@@ -83,9 +83,7 @@ def test_every_link_leads_to_a_file_and_every_anchor_to_its_place(site, pages):
 
 def test_nothing_is_loaded_from_another_host(site, pages):
     for page in pages.items():
-        loaded = [*links(page, "link"), *links(page, attribute="src", tag=True)]
-        assert loaded
-        for target, _ in loaded:
+        for target, _ in (*links(page, "link"), *links(page, tag=True, attribute="src")):
             assert (site / target).is_file() or target.startswith("data:"), (page[0], target)
     for path in site.rglob("*.css"):
         style = path.read_text().replace(" ", "")
