@@ -56,7 +56,10 @@ class LinkFiles(SphinxTransform):
         if node.get("refdomain") == "doc":  # a page's name, seen from the root
             paths = (ROOT / f"{node['reftarget']}{suffix}" for suffix in (".md", ".ipynb"))
             return next((path for path in paths if path.is_file()), ROOT / node["reftarget"])
-        return (ROOT / self.env.docname).parent.joinpath(node["reftarget"]).resolve()
+        folder = (ROOT / self.env.docname).parent
+        if folder.is_relative_to(ROOT / "results" / "notebooks"):  # a copy of one that lies there
+            folder = ROOT / "notebooks"
+        return folder.joinpath(node["reftarget"]).resolve()
 
     def reference(self, to: tuple[str, str, str], *shown: nodes.Node) -> nodes.Element:
         place = {"refdoc": self.env.docname, "refexplicit": True, "refwarn": True}
