@@ -47,7 +47,7 @@ exclude_patterns = [
 
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # they would come from another host, and no kernel answers here
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
 
