@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
-from gpu_check import GOALS, NAMES, Row
+from gpu_check import GOALS, HOLDS, NAMES, Row
 
 from s2dlib.report.tables import write_table
 from s2dlib.training.run_config import read_json
@@ -60,10 +60,9 @@ def distances(folder: Path, device: str) -> list[dict[str, object]]:
         for line in found.to_dict("records"):
             names = [f"{k} {line[k]}" for k in (*NAMES, "frames", "workers") if k in line]
             row = Row(step, ", ".join(names), float(line[column]), goal)
-            holds = {None: "-", True: "yes", False: "NO"}[row.holds]
             rows.append(
                 {"device": device, "what": step, "case": row.claim, "figure": row.found}
-                | {"is": PEERS[column], "goal": goal, "reached": holds}
+                | {"is": PEERS[column], "goal": goal, "reached": HOLDS[row.holds]}
                 | {"commit": read_json(path.with_suffix(".json"))["commit"]}
             )
     return rows

@@ -50,10 +50,7 @@ STEPS = {  # step -> seconds that it may take, and what Python runs, all at once
     "sampler": (110, BENCH + "--batches 1 16 64 --runs 5 --memory {gb}"),
     "latency": (60, NOTEBOOK + "-p batches '[1, 16]'"),
     "learn": (120, OWN + "learn"),
-    "training": (
-        90,
-        BENCH + "--preset mini-kinetics --recipe paper --steps 30 --rounds 3 --workers {workers}",
-    ),
+    "training": (90, TRAINING + "--steps 30 --rounds 3"),
     "models": (60, BENCH + "--batches 1 16"),
     "compiled": (160, MODELS + "--batches 16 --models ssv2 tsm-r50 tdn-r50 --compile"),
     "tiles": (240, BENCH),
@@ -84,6 +81,7 @@ GOALS = [  # step, rows of its table, column, goal
 ]
 NAMES = ["preset", "name", "model", "how", "batch", "T", "zoom", "pass", "way"]  # columns of those
 RUNS = "runs to its end"  # the first claim of each step
+HOLDS = {None: "-", True: "yes", False: "NO"}  # Row.holds, in words
 
 
 @dataclass
@@ -189,9 +187,8 @@ def perform(step: str, left: float, args: argparse.Namespace, env: dict[str, str
 
 def report(rows: list[Row], out: Path) -> str:
     """Write what is known so far. Returns the table, and what this machine has confirmed."""
-    words = {None: "-", True: "yes", False: "NO"}
     table = pd.DataFrame([asdict(row) for row in rows], dtype=object)
-    table = table.map(lambda v: f"{v:.3g}" if isinstance(v, float) else str(words.get(v, v)))
+    table = table.map(lambda v: f"{v:.3g}" if isinstance(v, float) else str(HOLDS.get(v, v)))
     table = table[["step", "claim", "found", "goal", "holds", "note"]]
     text = table.apply(lambda column: column.str.ljust(column.str.len().max()))
     judged = [row for row in rows if row.holds is not None and row.claim != RUNS]
@@ -222,7 +219,7 @@ def main() -> int:
     args.out, budget = out.resolve(), args.budget or (900 if args.dry else 520)
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"S2D_COMMAND": "", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
-    env |= {"PYTHONFAULTHANDLER": "1"}
+    env["PYTHONFAULTHANDLER"] = "1"
     if args.dry:
         env |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     shutil.rmtree(args.out / WORK, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from packaging.version import Version
 
 if not torch.cuda.is_available():  # kernels run on CPU tensors, if asked before they are loaded
@@ -24,6 +25,7 @@ from s2dlib.model import build_model  # noqa: E402
 from s2dlib.presets import PRESETS  # noqa: E402
 from s2dlib.report.plots import LOOKING  # noqa: E402
 from s2dlib.report.records import write_record  # noqa: E402
+from s2dlib.sampler import Theta  # noqa: E402
 from s2dlib.training.checkpoints import write_weights  # noqa: E402
 
 N_BITS = 10  # the barcode: ten bars along the top quarter, the lowest bit at the left
@@ -38,6 +40,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def ax() -> Iterator[Axes]:
+    """To draw on."""
+    import matplotlib.pyplot as plt
+
+    yield plt.subplots()[1]
+    plt.close("all")
+
+
+@pytest.fixture
+def theta() -> Theta:
+    """A batch of one: eight frames, 2 apart, around 1/4 of a clip; a box at 0.5, 0.2 of it."""
+    full = torch.ones(1, 8)
+    return Theta(*torch.tensor([[0.25], [2.0]]), 0.5 * full, 0.2 * full, 2 * full, full)
 
 
 @pytest.fixture

@@ -461,3 +461,8 @@ def test_thirds_of_the_clips_are_ranges_of_the_detail():
     table = top1_by_thirds(clips, "size")
     assert table["size"].astype(str).tolist() == ["1-4", "4-6", "6-9"]
     assert table["top1"].round().tolist() == [33, 67, 100]
+
+
+def test_a_copy_names_the_commit_that_it_is_told(monkeypatch):
+    monkeypatch.setenv("S2D_COMMIT", "0123456789ab")
+    assert provenance("make test", torch.device("cpu"), 0, "-")["commit"] == "0123456789ab"

@@ -34,23 +34,10 @@ from s2dlib.report.figures import (
 )
 from s2dlib.report.film import film
 from s2dlib.report.plots import accuracy_cost, curves, exit_curve
-from s2dlib.sampler import DetailSampler, Theta, UniformSampler, gaussian_filters
+from s2dlib.sampler import DetailSampler, UniformSampler, gaussian_filters
 
 T, H, W = 32, 40, 60
 SIZE_S, SIZE_D = (4, 10, 15), (8, 8, 12)
-
-
-@pytest.fixture
-def ax():
-    yield plt.subplots()[1]
-    plt.close("all")
-
-
-@pytest.fixture
-def theta():
-    """A batch of one: eight frames, 2 apart, around frame 8; a box of 16 x 12 pixels."""
-    full = torch.ones(1, SIZE_D[0])
-    return Theta(*torch.tensor([[0.25], [2.0]]), 0.5 * full, 0.2 * full, 2 * full, full)
 
 
 def one(theta):

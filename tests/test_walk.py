@@ -16,7 +16,6 @@ from s2dlib.data.synthetic import class_names
 from s2dlib.model import S2DNet, build_model
 from s2dlib.report import walk
 from s2dlib.report.figures import BLUE, RED
-from s2dlib.sampler import Theta
 from s2dlib.synopsis import topk_mask
 
 T, H, W = 32, 40, 60
@@ -24,16 +23,9 @@ SIZE = (8, 8, 12)
 
 
 @pytest.fixture
-def ax():
-    yield plt.subplots()[1]
-    plt.close("all")
-
-
-@pytest.fixture
-def theta():
-    """Eight frames, 2 apart, around frame 8; a box of 16 x 12 pixels."""
-    full = torch.ones(SIZE[0])
-    return Theta(*torch.tensor([0.25, 2.0]), 0.5 * full, 0.2 * full, 2 * full, full)
+def theta(theta):
+    """Of one clip, without the axis B."""
+    return theta.map(lambda v: v[0])
 
 
 def test_a_page_shows_the_source_of_functions_and_modules_and_folds_what_is_long():
