@@ -18,6 +18,7 @@ from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.loader import collate
 from s2dlib.model import Output, build_model
 from s2dlib.presets import PRESETS
+from s2dlib.report.watchers import LiveCurves, TensorBoard
 from s2dlib.sampler import Extent
 from s2dlib.training.epoch import TrainState, train_epoch
 from s2dlib.training.evaluation import Means, batch_sums, evaluate, theta_at_test
@@ -482,14 +483,29 @@ def test_batches_of_one_clip_are_refused(sets, tmp_path):
 def test_tensorboard_gets_the_history(sets, tmp_path):
     if importlib.util.find_spec("tensorboard") is None:
         with pytest.raises(ImportError, match=r"pip install s2dlib\[tensorboard\]"):
-            fit(model_of(), *sets, TRAIN, run_dir=tmp_path / "run", tensorboard=True)
+            TensorBoard(tmp_path)
         return
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    history = fit(model_of(), *sets, TRAIN, run_dir=tmp_path / "run", tensorboard=True)
+    where = {"run_dir": tmp_path / "run", "watchers": [TensorBoard(tmp_path / "run")]}
+    history = fit(model_of(), *sets, TRAIN, **where)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     seen = [event.value for event in events.Scalars("val/top1")]
     assert seen == pytest.approx([row["val_top1"] for row in history])
+
+
+@pytest.mark.parametrize("variant", ["a0", "a1"])
+def test_live_curves_grow_by_a_point_an_epoch(variant, sets, tmp_path):
+    live, points = LiveCurves(), []
+
+    def count(history):
+        points.append([len(line.get_xdata()) for line in live.axes[0].lines])
+
+    fit(build_model(MODEL, variant), *sets, TRAIN, run_dir=tmp_path, watchers=[live, count])
+    assert points == [[], *([n, n] for n in range(1, TRAIN.epochs + 1))]  # training, validation
+    strides = ["val_delta_t_mean", "val_delta_y_mean", "val_delta_x_mean"]
+    shown = [line.get_label() for line in live.axes[1].lines]
+    assert shown == (strides if variant == "a0" else ["train_loss"])
 
 
 # evaluate

@@ -83,6 +83,16 @@ def write_history(run_dir: Path, history: list[dict[str, float]]) -> None:
     write_atomic(run_dir / "history.csv", table, durable=True)
 
 
+def read_history(run_dir: Path) -> list[dict[str, float]]:
+    """The rows of history.csv, each with what was measured in its epoch; none where it is not."""
+    import pandas as pd
+
+    if not (run_dir / "history.csv").exists():
+        return []
+    rows = pd.read_csv(run_dir / "history.csv").to_dict("records")
+    return [{str(k): v for k, v in row.items() if pd.notna(v)} for row in rows]
+
+
 def save_checkpoint(
     run_dir: Path,
     model: nn.Module,

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +22,9 @@ from safetensors.torch import load_file
 from s2dlib.config import CONFIG_FILE, WEIGHTS, DataConfig, ModelConfig, TrainConfig
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.model import S2DNet, build_model
-from s2dlib.training.checkpoints import only_writer, write_weights
+from s2dlib.training.checkpoints import only_writer, read_history, write_weights
 from s2dlib.training.distributed import rank_and_world_size
-from s2dlib.training.loop import check_batches, fit
+from s2dlib.training.loop import Watcher, check_batches, fit, show
 from s2dlib.training.run_config import begin_run, describe_run, read_json
 
 log = logging.getLogger(__name__)
@@ -40,14 +41,12 @@ def fit_in_processes(
     seed: int = 0,
     device: str | torch.device = "cpu",
     processes: int = 1,
-    tensorboard: bool = False,
+    watchers: Sequence[Watcher] = (),
 ) -> list[dict[str, float]]:
     """loop.fit, in processes that torchrun starts, on as many GPUs or on the CPU.
 
     Other arguments, result and errors as of fit. The model gets the weights.
     """
-    import pandas as pd
-
     run_dir, device = Path(run_dir), torch.device(device)
     check_batches(len(train_set), config, processes)
     if device.type == "cuda" and processes > torch.cuda.device_count():
@@ -57,16 +56,24 @@ def fit_in_processes(
     with only_writer(run_dir):
         begin_run(run_dir, describe_run(model, train_set, val_set, config, seed))
         write_weights(model, run_dir / START)
-    tensorboard_option = ["--tensorboard"] if tensorboard else []
-    launch([str(run_dir), "--device", device.type, *tensorboard_option], processes)
+
+    def show_history(line: str) -> None:
+        if line.startswith("epoch "):  # the history has its row
+            show(watchers, read_history(run_dir))
+
+    show(watchers, read_history(run_dir))
+    launch([str(run_dir), "--device", device.type], processes, show_history)
     model.load_state_dict(load_file(run_dir / WEIGHTS))
-    history = pd.read_csv(run_dir / "history.csv")
-    rows = history.to_dict("records")
-    return [{str(k): v for k, v in row.items() if pd.notna(v)} for row in rows]
+    history = read_history(run_dir)
+    show(watchers, history)
+    return history
 
 
-def launch(arguments: list[str], processes: int) -> None:
+def launch(arguments: list[str], processes: int, on_line: Callable[[str], None]) -> None:
     """Run this module, as `python -m`, in processes that torchrun starts; their lines are logged.
+
+    Args:
+        on_line: called with each line.
 
     Raises:
         RuntimeError: one of them failed; with the last lines.
@@ -85,6 +92,7 @@ def launch(arguments: list[str], processes: int) -> None:
                 last.append(line)
                 errors += [line] if line.startswith("error: ") else []
                 log.info(line.rstrip("\n"))
+                on_line(line)
         except BaseException:  # Ctrl-C in the notebook
             child.terminate()
             raise
@@ -98,7 +106,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m s2dlib.training.launch", description=__doc__)
     parser.add_argument("run_dir", type=Path, help=f"with {CONFIG_FILE} and {START}")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--tensorboard", action="store_true")
     args = parser.parse_args()
     device = torch.device(args.device)
     if device.type == "cuda":
@@ -109,7 +116,7 @@ def main() -> None:
     level = logging.INFO if rank_and_world_size()[0] == 0 else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stdout, format="%(message)s")
     try:
-        fit_run(args.run_dir, device, args.tensorboard)
+        fit_run(args.run_dir, device)
     except (ValueError, RuntimeError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     finally:
@@ -117,7 +124,7 @@ def main() -> None:
             dist.destroy_process_group()
 
 
-def fit_run(run_dir: Path, device: torch.device, tensorboard: bool) -> None:
+def fit_run(run_dir: Path, device: torch.device) -> None:
     """loop.fit of what fit_in_processes has written to a run's folder.
 
     Raises:
@@ -136,7 +143,7 @@ def fit_run(run_dir: Path, device: torch.device, tensorboard: bool) -> None:
         VideoDataset(val_data, config["val_split"], train=False),
     )
     train, seed = TrainConfig(**config["train"]), config["seed"]
-    fit(model, *sets, train, run_dir=run_dir, seed=seed, device=device, tensorboard=tensorboard)
+    fit(model, *sets, train, run_dir=run_dir, seed=seed, device=device)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -30,10 +30,8 @@ from s2dlib.training.evaluation import evaluate, theta_at_test
 from s2dlib.training.optim import make_optimizer
 from s2dlib.training.run_config import begin_run, describe_run
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 log = logging.getLogger(__name__)
+Watcher = Callable[[list[dict[str, float]]], None]  # is shown a history
 
 
 def fit(
@@ -45,17 +43,16 @@ def fit(
     run_dir: str | Path,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    tensorboard: bool = False,
+    watchers: Sequence[Watcher] = (),
 ) -> list[dict[str, float]]:
     """Train; or, if run_dir holds a checkpoint of the same run, go on from it.
 
     Args:
         model: trained in place.
         train_set, val_set: clips to learn from, and to evaluate on every `eval_every` epochs.
-        run_dir: gets config.json (run_config.py) before the first step, then history.csv and
-            checkpoints/ (checkpoints.py), model.safetensors at the end.
+        run_dir: gets config.json first, history.csv and checkpoints/ as it goes, then the weights.
         seed: of the order of the clips, their crops, dropout.
-        tensorboard: write the history there, too: run_dir/tensorboard.
+        watchers: called with the history before the first epoch and after each (report.watchers).
 
     Returns:
         The history, a row an epoch.
@@ -68,18 +65,18 @@ def fit(
     """
     run_dir, device, (rank, world_size) = Path(run_dir), torch.device(device), rank_and_world_size()
     check_batches(len(train_set), config, world_size)
-    curves = open_tensorboard(run_dir) if tensorboard and rank == 0 else None
     with only_writer(run_dir) if rank == 0 else nullcontext():
         if rank == 0:
             begin_run(run_dir, describe_run(model, train_set, val_set, config, seed))
         state = start_or_resume(model, config, run_dir, seed, device)
+        show(watchers, state.history)
         for epoch in range(len(state.history), config.epochs):
             with memory_advice(config, world_size):
-                row = train_and_evaluate(state, train_set, val_set, epoch)
-            state.history.append(row)
+                state.history.append(train_and_evaluate(state, train_set, val_set, epoch))
             if state.save is not None:
                 state.save(None)
-            log_epoch(row, config, curves)
+            log_epoch(state.history[-1], config)
+            show(watchers, state.history)
         train_set.loader = val_set.loader = None  # their workers end
         if rank == 0:
             write_history(run_dir, state.history)  # a kill may have come before it was
@@ -137,17 +134,18 @@ def train_and_evaluate(
     return row | {"seconds": seconds + time.perf_counter() - start}
 
 
-def log_epoch(row: dict[str, float], config: TrainConfig, curves: SummaryWriter | None) -> None:
-    """A line on an epoch and, where they are drawn, the curves a point further."""
+def show(watchers: Sequence[Watcher], history: list[dict[str, float]]) -> None:
+    for watch in watchers:
+        watch(history)
+
+
+def log_epoch(row: dict[str, float], config: TrainConfig) -> None:
+    """A line on an epoch."""
     log.info(
         f"epoch {row['epoch']}/{config.epochs}  loss {row['train_loss']:.3f}  "
         f"train top-1 {row['train_top1']:.1f}  "
         f"val top-1 {row.get('val_top1', math.nan):.1f}  {row['seconds']:.0f} s"
     )
-    if curves is not None:
-        for name, value in row.items():
-            curves.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
-        curves.flush()
 
 
 @contextmanager
@@ -177,18 +175,3 @@ def check_batches(n_clips: int, config: TrainConfig, n_processes: int) -> None:
             f"training clips and batch_size={config.batch_size}, in accumulate={config.accumulate} "
             f"parts over {n_processes} processes"
         )
-
-
-def open_tensorboard(run_dir: Path) -> SummaryWriter:
-    """A writer to run_dir/tensorboard; a run that goes on adds a file with its later epochs.
-
-    Raises:
-        ImportError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError(
-            "tensorboard=True needs TensorBoard: pip install s2dlib[tensorboard]"
-        ) from error
-    return SummaryWriter(str(run_dir / "tensorboard"))
