@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from s2dlib.apps.cli import main
@@ -220,6 +221,30 @@ def test_the_place_and_the_moment_of_motion_are_found_and_padding_does_not_move(
     found = torch.stack((y, x), dim=1) * 80
     assert (found - torch.tensor(places)).abs().max() <= 4
     assert_close(t, torch.tensor([20.0, 15, 32.5]), atol=3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 40, 50, 46), (2, 3, 9, 47, 81)])
+def test_motion_is_as_by_pooling_in_float64_and_under_autocast(shape):
+    B, _, T, H, W = shape
+    frames, n_frames = torch.randint(0, 256, shape, dtype=torch.uint8), torch.arange(T, T - B, -1)
+    cells = F.adaptive_avg_pool2d(frames[:, 0, :, ::2, ::2].double(), 40)
+    change = cells.diff(dim=1).abs()
+    for b, n in enumerate(n_frames):
+        change[b, n - 1 :] = 0
+    change = F.avg_pool2d(change, 5, 1, 2, count_include_pad=False)
+    stretch = 25 if T > 25 else 7  # odd, within the T - 1 differences
+    change = F.avg_pool1d(
+        change.flatten(2).mT, stretch, 1, stretch // 2, count_include_pad=False
+    )  # (B, cells^2, T - 1)
+    place = change.amax(2).argmax(1)
+    y, x = (place // 40 + 0.5) / 40, (place % 40 + 0.5) / 40
+    there = torch.stack([c[p] for c, p in zip(change, place, strict=True)])
+    above = (there - there.amax(1, keepdim=True) / 2).clamp(min=0)
+    t = (above * torch.arange(1, T)).sum(1) / above.sum(1)
+    for amp in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            found = find_motion(frames, n_frames)
+        assert_close(torch.stack(found).double(), torch.stack((t, y, x)), atol=1e-3, rtol=0)
 
 
 SMALL = replace(
