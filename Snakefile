@@ -9,15 +9,13 @@ from snakemake.logging import logger
 
 from s2dlib.presets import PRESETS, VARIANTS
 from s2dlib.report.progress import show_progress
-from s2dlib.training.trials import (
-    CEILING, CONSTANT, GRID, GRID_WINDOWS, SHIFTS, SWEEPS, TRIALS, WINDOWS,
-)
+from s2dlib.training.trials import study_of
 
 # The defaults are `make reproduce`; `make study` is every row over five seeds, with all trials;
 # `make grid` is every row over three seeds on GRID, whose index `s2d index grid` has made.
 PRESET = config.get("preset", "synthetic")
 RESULTS = config.get("results", "reproduced")  # all is written here; the reference stays as it came
-DRAWN, SPOKEN = PRESET.startswith("synthetic"), PRESET.startswith("grid")
+DRAWN = PRESET.startswith("synthetic")
 STAGED = "joint" in PRESETS[PRESET].recipes  # else the paper's words: one stage, from published weights
 RUNS = f"{RESULTS}/runs/{PRESET}"
 SHOWN = f"{RESULTS}/notebooks" + ("" if PRESET == "synthetic" else f"/{PRESET}")
@@ -37,19 +35,17 @@ PUBLISHED = {
 NETWORKS = {"snet": "a2", "dnet": "a1"}  # and the row that does without it
 # What is changed about the full model, each a run <preset>-<trial>-<seed>; the best window is
 # chosen by the rule `constant`, and authors1 is the first stage of authors.
-WINDOWS = WINDOWS if DRAWN else GRID_WINDOWS
-TRIALS, SWEEPS = (TRIALS, SWEEPS) if DRAWN else (GRID, SHIFTS)
-CHANGED = TRIALS | CEILING | SWEEPS | WINDOWS
-STUDIED = STUDIED if DRAWN or SPOKEN else []
-TRIED = [f"{name}-{seed}" for name in TRIALS if name != "authors1" for seed in STUDIED]
-TRIED += [f"{name}-{seed}" for name in SWEEPS for seed in SWEPT]
-TRIED += [f"{name}-0" for name in WINDOWS for seed in SWEPT]
-TRIED += [f"{name}-{seed}" for name in [*CONSTANT, *CEILING] for seed in CONTROLLED]
+STUDY = study_of(PRESET)
+CHANGED = STUDY.trials | STUDY.ceiling | STUDY.sweeps | STUDY.windows
+TRIED = [f"{name}-{seed}" for name in STUDY.trials if name != "authors1" for seed in STUDIED]
+TRIED += [f"{name}-{seed}" for name in STUDY.sweeps for seed in SWEPT]
+TRIED += [f"{name}-0" for name in STUDY.windows for seed in SWEPT]
+TRIED += [f"{name}-{seed}" for name in STUDY.controls for seed in CONTROLLED]
 
 
 wildcard_constraints:
     row="|".join(VARIANTS),
-    trial="|".join(CHANGED),
+    trial="|".join(CHANGED) or "none",
     seed=r"\d+",
 
 
@@ -229,6 +225,11 @@ rule trial:  # the full model with one thing changed
             [
                 "-p variant {0.variant} -p recipe {0.recipe}".format(CHANGED[wildcards.trial]),
                 *(f"-p {key} ../{path}" for key, path in input.items() if key),
+                *(
+                    PUBLISHED[net]
+                    for net, run in zip(NETWORKS, CHANGED[wildcards.trial].start, strict=True)
+                    if not run and CHANGED[wildcards.trial].variant != NETWORKS[net]
+                ),
                 overrides(CHANGED[wildcards.trial].fields),
             ]
         ),
@@ -242,7 +243,7 @@ rule constant:  # no sampler: the window that was best on the validation split
     input:
         snet=rules.snet_alone.output[0],
         dnet=rules.dnet_zoom.output[0],
-        tried=expand(f"{RUNS}-{{window}}-0/metrics.json", window=WINDOWS),
+        tried=expand(f"{RUNS}-{{window}}-0/metrics.json", window=STUDY.windows),
     output:
         f"{RUNS}-constant-{{seed}}/model.safetensors",
         f"{RUNS}-constant-{{seed}}/metrics.json",
@@ -251,11 +252,11 @@ rule constant:  # no sampler: the window that was best on the validation split
     resources:
         gpu=1,
     run:
-        tried = dict(zip(WINDOWS, input.tried))
+        tried = dict(zip(STUDY.windows, input.tried))
         top1 = {name: json.load(open(path))["val_top1"] for name, path in tried.items()}
         best = max(top1, key=top1.get)
         start = "-p variant b3 -p snet_from ../{input.snet} -p dnet_from ../{input.dnet} "
-        what = start + overrides(WINDOWS[best].fields).replace("{", "{{").replace("}", "}}")
+        what = start + overrides(STUDY.windows[best].fields).replace("{", "{{").replace("}", "}}")
         shell(train("constant-{wildcards.seed}", what))
 
 

@@ -130,7 +130,7 @@ class TrainConfig(Config):
     lr: float = 1e-3  # at the peak, for a step of lr_batch clips
     lr_theta: float = 1e-3  # the same, for f_theta
     lr_batch: int = 0  # rates grow in proportion to batch_size / lr_batch; 0: as they are
-    lr_snet: float = 1.0  # SNet without f_theta: times lr; 0: still
+    lr_snet: float = 1.0  # f_s and h_s beside DNet: times lr; 0: still
     lr_fc: float = 1.0  # linear layers outside f_theta: times lr
     lr_bias: float = 1.0  # biases of convolutions and linear layers outside f_theta: times lr
     hold_zoom: int = 0  # epochs in which zooms keep their start, so that centres come first (D9)

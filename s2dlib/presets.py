@@ -108,6 +108,14 @@ _GRID_RECIPES = {
     "joint": replace(_GRID_TRAIN, lr=1e-3, lr_theta=4e-3, hold_zoom=2, eval_every=2),
     "truth": replace(_GRID_TRAIN, lr=1e-3, lr_theta=4e-3, theta_source="truth", eval_every=2),
 }
+# Fine-tuned from ImageNet; where the glance looks at is what it knew alone.
+_GESTURE_TRAIN = TrainConfig(epochs=8, batch_size=8, lr=5e-4, lr_theta=1e-3, eval_every=2)
+_GESTURE_RECIPES = {
+    "snet": replace(_GESTURE_TRAIN, epochs=12),
+    "closeups": replace(_GESTURE_TRAIN, epochs=12, theta_source="motion"),
+    "zoom": replace(_GESTURE_TRAIN, epochs=6, theta_source="around"),
+    "joint": replace(_GESTURE_TRAIN, lr_snet=0.1, hold_zoom=2),
+}
 # For days on GPUs: a kill costs some minutes, and the loader has processes of its own.
 _LONG: dict[str, Any] = {"workers": 8, "checkpoint_steps": 500}
 # The paper's words: end to end, from scratch, in one stage.
@@ -232,6 +240,30 @@ PRESETS: dict[str, Preset] = {
             _GRID_DATA, short_side=288, crop=256, scales=(256 / 288,), gray=False, cache=None
         ),
         recipes=_on_a_gpu(_GRID_RECIPES),
+    ),
+    # Gestures of a fingertip (EgoGestAR): the class is the whole path. GRID's stages and rows.
+    "egogestar": Preset(
+        model=ModelConfig(
+            n_classes=10,
+            k=10,
+            dnet="mobilenet_v2",
+            synopsis_size=(8, 64, 64),
+            detail_size=(8, 80, 80),
+            theta_head="attention",
+            frozen_space="full",
+            start="motion",
+            start_zoom=(1.0, 0.7),
+        ),
+        data=DataConfig(
+            csv="data/egogestar/egogestar.csv",
+            cache="data/egogestar/cache",
+            n_frames=108,
+            short_side=168,
+            crop=160,
+            scales=(160 / 168,),
+            flip=False,
+        ),
+        recipes=_GESTURE_RECIPES,
     ),
     # Videos of one's own, by a CSV: MobileNetV2 in both networks, fine-tuned on a CPU if need be.
     "videos": Preset(

@@ -14,6 +14,7 @@ from s2dlib.apps.cli import main, parse
 from s2dlib.apps.index import FORMATS
 from s2dlib.apps.run import parse_value
 from s2dlib.data.annotations import (
+    cut_val,
     read_folders,
     read_kinetics,
     read_mini_kinetics,
@@ -262,6 +263,24 @@ def test_folders_of_classes_are_split_by_a_hash_that_holds_when_videos_come(tmp_
     assert {row.split for row in read_folders(tmp_path, (0.5, 0.5, 0))} == {"train", "val"}
     with pytest.raises(ValueError, match="sum to 1"):
         read_folders(tmp_path, (0.8, 0.1, 0.2))
+
+
+def test_validation_is_cut_from_training_alone_and_holds_when_videos_come(tmp_path, write):
+    for split, n in (("train", 200), ("test", 50)):
+        for i in range(n):
+            write(f"{split}/wave/{i}.mp4")
+            write(f"{split}/nod/{i}.mp4")
+    rows = read_folders(tmp_path)
+    cut = cut_val(rows, 0.2)
+    splits = Counter(row.split for row in cut)
+    assert splits["test"] == 100 and 60 <= splits["val"] <= 100
+    assert splits["train"] == 400 - splits["val"]
+    assert [row._replace(split="") for row in cut] == [row._replace(split="") for row in rows]
+    assert cut_val(rows[::2], 0.2) == cut[::2]
+    with pytest.raises(ValueError, match=r"there are videos for validation .*\.mp4"):
+        cut_val(cut, 0.2)
+    with pytest.raises(ValueError, match=r"in \(0, 1\), got 20"):
+        cut_val(rows, 20)
 
 
 def test_files_of_one_stem_and_a_class_named_by_digits_stay_apart(tmp_path, write):

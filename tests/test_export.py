@@ -104,11 +104,9 @@ def synthetic(row="a0", **changes):
 
 
 MODELS = {
-    "attention, gaussian": synthetic(),
-    "fc, linear": synthetic(theta_head="fc", filters="linear"),
-    "a2": synthetic("a2"),
+    "attention, linear": synthetic(filters="linear"),
+    "fc, gaussian, mobilenet_v2, resnet50": small("mini-kinetics"),
     "a1, x3d-s": small("kinetics400-x3d-s-m", dnet=None),
-    "mobilenet_v2, resnet50": small("mini-kinetics"),
 }
 
 

@@ -336,7 +336,8 @@ def test_snet_learns_at_a_fraction_of_the_rate_but_not_when_alone():
         for p in group["params"]
     }
     for name, p in model.named_parameters():
-        own = 0.25 if "theta_head" in name else 0.05 if name.startswith("snet.") else 0.5
+        glance = name.startswith(("snet.backbone.", "snet.classifier."))  # not f_m
+        own = 0.25 if "theta_head" in name else 0.05 if glance else 0.5
         assert rates[id(p)] == pytest.approx(own), name
     alone = make_optimizer(build_model("grid", "a1"), config)  # SNet's own training
     assert {group["peak"] for group in alone.param_groups} == {0.5}

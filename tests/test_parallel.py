@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -17,6 +18,7 @@ from s2dlib.model import build_model
 from s2dlib.presets import PRESETS
 from s2dlib.training.distributed import shard
 from s2dlib.training.launch import fit_in_processes
+from s2dlib.training.loop import fit
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +36,9 @@ def trained(csv, run, config, processes, dropout=0.0):
     """Without dropout, which each process draws for itself, one and two can be compared."""
     torch.manual_seed(0)
     model = build_model(replace(MODEL, n_classes=20, dropout=dropout))
-    history = fit_in_processes(
-        model, *sets_of(csv), config, run_dir=run, seed=3, processes=processes
-    )
+    several = partial(fit_in_processes, processes=processes)
+    train = several if processes > 1 else fit
+    history = train(model, *sets_of(csv), config, run_dir=run, seed=3)
     return model, pd.DataFrame(history).drop(columns="seconds")
 
 

@@ -38,7 +38,7 @@ from s2dlib.report.tables import (
 from s2dlib.sampler import Extent, frozen_theta
 from s2dlib.training.checkpoints import write_weights
 from s2dlib.training.evaluation import evaluate
-from s2dlib.training.trials import GRID_WINDOWS, TRIALS, WINDOWS
+from s2dlib.training.trials import GRID_WINDOWS, TRIALS, WINDOWS, study_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "results" / "paper.csv"
@@ -281,7 +281,7 @@ def plan(folder: Path, preset: str, *settings: str) -> str:
 
 @pytest.mark.parametrize(
     ("preset", "windows", "more"),
-    [("synthetic", WINDOWS, {"authors1"}), ("grid", GRID_WINDOWS, {})],
+    [("synthetic", WINDOWS, {"authors1"}), ("grid", GRID_WINDOWS, {}), ("egogestar", {}, {})],
 )
 def test_every_line_of_parts_and_controls_is_a_run_of_the_graph_and_the_other_way_round(
     tmp_path, preset, windows, more
@@ -290,7 +290,8 @@ def test_every_line_of_parts_and_controls_is_a_run_of_the_graph_and_the_other_wa
         rf"runs/{preset}-(\S+)-0/metrics.json", plan(tmp_path, preset, "trial_seeds=1")
     )
     planned, starts = set(found), {"snet", "closeups", "zoom", *more}  # stages before a run
-    shown = {*parts(preset).values(), *(kind for kind in CONTROLS.values() if kind[:5] != "top1_")}
+    shown = {*parts(preset).values(), *study_of(preset).controls}
+    assert set(CONTROLS.values()) >= {*study_of(preset).controls}
     assert shown - {"a0"} == planned - {*VARIANTS, *windows, *starts}
     assert "a0" in planned and planned >= {*VARIANTS, *windows, *starts}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from s2dlib.data.annotations import (
+    cut_val,
     read_folders,
     read_kinetics,
     read_mini_kinetics,
@@ -104,6 +105,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         sub.add_argument("--classes", required=needed, metavar="FILE", help=words)
         sub.add_argument("--videos", required=True, metavar="DIR", help="a folder above all videos")
+        words = "this share of the training videos is for validation, where the owner has none"
+        sub.add_argument("--val", type=float, metavar="SHARE", help=words)
         words = "the index; default: %(default)s"
         sub.add_argument("--out", default=PRESETS[preset].data.csv, help=words)
         words = "even an index that names more videos"
@@ -118,6 +121,7 @@ def index_videos(args: argparse.Namespace) -> None:
     classes = read_classes(args.classes) if args.classes else None
     _check_outputs(args)
     rows = reader(**{name: getattr(args, name) for name in inspect.signature(reader).parameters})
+    rows = rows if args.val is None else cut_val(rows, args.val)
     table, notes = make_index(rows, args.videos, classes)
     if getattr(args, "alignments", None):
         table = add_moments(table, args.alignments, args.word)

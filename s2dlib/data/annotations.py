@@ -189,6 +189,25 @@ def _split_level(videos: Path, paths: Sequence[Path]) -> int | None:
     return None
 
 
+def cut_val(rows: Sequence[Row], share: float) -> list[Row]:
+    """Rows of which a share of the training videos are for validation, by a hash of their names.
+
+    For data sets that have training and test videos alone: designs are not to be chosen on test.
+
+    Raises:
+        ValueError: there are rows for validation, or the share is not in (0, 1).
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"--val: expected a share of the training videos, in (0, 1), got {share}")
+    if held := next((row for row in rows if row.split == "val"), None):
+        raise ValueError(f"--val {share:g}: there are videos for validation ({held.where})")
+    fractions = (1 - share, share, 0)
+    return [
+        row._replace(split=hash_split(row.names[0], fractions)) if row.split == "train" else row
+        for row in rows
+    ]
+
+
 def hash_split(text: str, fractions: Sequence[float]) -> str:
     """The split of a text, always the same, whatever other ones there are."""
     u = int.from_bytes(hashlib.sha1(os.fsencode(text)).digest()[:8]) / 2**64  # uniform in [0, 1)

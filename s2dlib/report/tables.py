@@ -17,7 +17,7 @@ import pandas as pd
 from s2dlib.data.files import write_atomic
 from s2dlib.presets import SAME_RUN, VARIANTS
 from s2dlib.report.records import write_json
-from s2dlib.training.trials import CEILING, CONSTANT, GRID, SHIFTS, SWEEPS, TRIALS
+from s2dlib.training.trials import CEILING, CONSTANT, study_of
 
 MARKS = {  # what is on in each row of Table 2 (the paper's tick marks)
     **{"a1": "SNet", "a2": "DNet", "a0": "SNet, DNet"},
@@ -65,7 +65,8 @@ OURS = {  # table and row of the paper -> the preset that is that row
 
 def parts(preset: str) -> dict[str, str]:
     """Words -> the trial that changes one thing about a preset's full model, or is its rival."""
-    trials = GRID | SHIFTS if preset.startswith("grid") else TRIALS | SWEEPS
+    study = study_of(preset)
+    trials = study.trials | study.sweeps
     lines = {trial.words: name for name, trial in trials.items() if trial.words}
     return {"the full model (a0)": "a0"} | lines
 

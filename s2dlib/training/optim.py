@@ -56,7 +56,9 @@ def make_optimizer(model: S2DNet, config: TrainConfig) -> torch.optim.Optimizer:
     fully_connected = {p for layer in linear for p in layer.parameters(recurse=False)}
     biases = {m.bias for m in (*linear, *convolutions) if m.bias is not None}  # not batch norm's
 
-    glance = set() if model.dnet is None or model.snet is None else set(model.snet.parameters())
+    glance: set[nn.Parameter] = set()
+    if model.dnet is not None and model.snet is not None:
+        glance = {*model.snet.backbone.parameters(), *model.snet.classifier.parameters()}
 
     def peak(p: nn.Parameter) -> float:
         if p in theta:

@@ -82,6 +82,11 @@ GRID = {
         fields={"theta_source": "motion"},
     ),
 }
+# EgoGestAR's, whose true moments nobody knows.
+GESTURES = {
+    "tsm": replace(GRID["tsm"], fields={"synopsis_size": [12, 96, 96], "epochs": 20}),
+    "start": GRID["start"],
+}
 # How much later than motion the word is: DNet's close-ups there, half as long; chosen on val.
 SHIFTS = {
     f"shift-{n}": Trial(
@@ -93,6 +98,33 @@ SHIFTS = {
     )
     for n in (0, 6, 11, 16)
 }
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs beside the rows of Table 2: trials over seeds, sweeps, and controls."""
+
+    trials: dict[str, Trial]
+    sweeps: dict[str, Trial] = field(default_factory=dict)
+    windows: dict[str, Trial] = field(default_factory=dict)  # the best one is then CONSTANT
+    ceiling: dict[str, Trial] = field(default_factory=dict)
+
+    @property
+    def controls(self) -> dict[str, Trial]:
+        """Models that look at one window, and those that know where to look."""
+        return (CONSTANT if self.windows else {}) | self.ceiling
+
+
+STUDIES = {  # a preset, or the begin of its name -> its study
+    "synthetic": Study(TRIALS, SWEEPS, WINDOWS, CEILING),
+    "grid": Study(GRID, SHIFTS, GRID_WINDOWS, CEILING),
+    "egogestar": Study(GESTURES),
+}
+
+
+def study_of(preset: str) -> Study:
+    """The study of a preset; of the paper's own settings, which have none, an empty one."""
+    return next((s for name, s in STUDIES.items() if preset.startswith(name)), Study({}))
 
 
 def override(preset: Preset, recipe: str, changes: dict[str, Any]) -> Preset:
