@@ -60,6 +60,13 @@ _SYNTHETIC_MODEL = ModelConfig(
     frozen_zoom=(1.0, 0.7),  # a centre crop, as the paper's; it leaves the strip to SNet
     dropout=0.2,
 )
+_SYNTHETIC_LARGE = ModelConfig(
+    n_classes=20, theta_head="attention", frozen_space="full", frozen_zoom=(1.0, 0.7), dropout=0.2,
+)  # fmt: skip
+_SYNTHETIC_LARGE_DATA = DataConfig(
+    csv="data/synthetic-large/synthetic-large.csv", flip=False,
+    n_frames=96, frame_stride=1, min_frames=96, scales=(224 / 256,),
+)  # fmt: skip
 _SYNTHETIC_DATA = DataConfig(
     csv="data/synthetic/synthetic.csv", cache="data/synthetic/cache", flip=False, gray=True,
     n_frames=48, frame_stride=1, min_frames=48, short_side=72, crop=64, scales=(64 / 72,),
@@ -95,6 +102,10 @@ _GRID_MODEL = ModelConfig(
     context_dim=64, theta_dim=16, theta_head="attention", frozen_space="full", dropout=0.2,
     start="motion", start_zoom=(0.22, 0.25), start_shift=11.0,  # windows of 14 frames, 40 pixels
 )  # fmt: skip
+_GRID_LARGE = replace(
+    _GRID_MODEL, snet="mobilenet_v2", dnet="resnet50", synopsis_size=(16, 144, 144),
+    detail_size=(12, 64, 64), context_dim=256, theta_dim=64,
+)  # fmt: skip
 _GRID_DATA = DataConfig(
     csv="data/grid/grid.csv", cache="data/grid/cache", gray=True, test_clip="random",
     n_frames=64, frame_stride=1, min_frames=64, short_side=192, crop=160, scales=(160 / 192,),
@@ -108,7 +119,21 @@ _GRID_RECIPES = {
     "joint": replace(_GRID_TRAIN, lr=1e-3, lr_theta=4e-3, hold_zoom=2, eval_every=2),
     "truth": replace(_GRID_TRAIN, lr=1e-3, lr_theta=4e-3, theta_source="truth", eval_every=2),
 }
-# Fine-tuned from ImageNet; where the glance looks at is what it knew alone.
+# Small enough to be fine-tuned on a CPU.
+_VIDEOS_MODEL = ModelConfig(
+    n_classes=10, dnet="mobilenet_v2", synopsis_size=(8, 64, 64), detail_size=(8, 80, 80),
+    theta_head="attention", frozen_space="full",
+)  # fmt: skip
+_VIDEOS_DATA = DataConfig(
+    csv="data/videos/videos.csv", cache="data/videos/cache",
+    n_frames=108, short_side=144, crop=128, scales=(128 / 144,),
+)  # fmt: skip
+_GESTURE_MODEL = replace(_VIDEOS_MODEL, k=10, start="motion", start_zoom=(1.0, 0.7))
+_GESTURE_DATA = DataConfig(
+    csv="data/egogestar/egogestar.csv", cache="data/egogestar/cache", flip=False,
+    n_frames=108, short_side=168, crop=160, scales=(160 / 168,),
+)  # fmt: skip
+# SNet goes on at a tenth of the rate, so that it stays what it was alone.
 _GESTURE_TRAIN = TrainConfig(epochs=8, batch_size=8, lr=5e-4, lr_theta=1e-3, eval_every=2)
 _GESTURE_RECIPES = {
     "snet": replace(_GESTURE_TRAIN, epochs=12),
@@ -170,21 +195,8 @@ PRESETS: dict[str, Preset] = {
     ),
     # The same in colour and at the paper's sizes, with its TSM networks: a row in minutes on a GPU.
     "synthetic-large": Preset(
-        model=ModelConfig(
-            n_classes=20,
-            theta_head="attention",
-            frozen_space="full",
-            frozen_zoom=(1.0, 0.7),
-            dropout=0.2,
-        ),
-        data=DataConfig(
-            csv="data/synthetic-large/synthetic-large.csv",
-            n_frames=96,
-            frame_stride=1,
-            min_frames=96,
-            scales=(224 / 256,),
-            flip=False,
-        ),
+        model=_SYNTHETIC_LARGE,
+        data=_SYNTHETIC_LARGE_DATA,
         recipes=_on_a_gpu(_SYNTHETIC_RECIPES),
     ),
     # Table 2 and Table 3a: top-1 74.7, 18.0 G multiply-adds in the paper.
@@ -227,62 +239,18 @@ PRESETS: dict[str, Preset] = {
     ),
     # As they were filmed, in colour, with the paper's networks: a row in minutes on a GPU.
     "grid-large": Preset(
-        model=replace(
-            _GRID_MODEL,
-            snet="mobilenet_v2",
-            dnet="resnet50",
-            synopsis_size=(16, 144, 144),
-            detail_size=(12, 64, 64),
-            context_dim=256,
-            theta_dim=64,
-        ),
+        model=_GRID_LARGE,
         data=replace(
             _GRID_DATA, short_side=288, crop=256, scales=(256 / 288,), gray=False, cache=None
         ),
         recipes=_on_a_gpu(_GRID_RECIPES),
     ),
     # Gestures of a fingertip (EgoGestAR): the class is the whole path. GRID's stages and rows.
-    "egogestar": Preset(
-        model=ModelConfig(
-            n_classes=10,
-            k=10,
-            dnet="mobilenet_v2",
-            synopsis_size=(8, 64, 64),
-            detail_size=(8, 80, 80),
-            theta_head="attention",
-            frozen_space="full",
-            start="motion",
-            start_zoom=(1.0, 0.7),
-        ),
-        data=DataConfig(
-            csv="data/egogestar/egogestar.csv",
-            cache="data/egogestar/cache",
-            n_frames=108,
-            short_side=168,
-            crop=160,
-            scales=(160 / 168,),
-            flip=False,
-        ),
-        recipes=_GESTURE_RECIPES,
-    ),
+    "egogestar": Preset(model=_GESTURE_MODEL, data=_GESTURE_DATA, recipes=_GESTURE_RECIPES),
     # Videos of one's own, by a CSV: MobileNetV2 in both networks, fine-tuned on a CPU if need be.
     "videos": Preset(
-        model=ModelConfig(
-            n_classes=10,
-            dnet="mobilenet_v2",
-            synopsis_size=(8, 80, 80),
-            detail_size=(12, 96, 96),
-            theta_head="attention",
-            frozen_space="full",
-        ),
-        data=DataConfig(
-            csv="data/videos/videos.csv",
-            cache="data/videos/cache",
-            n_frames=108,
-            short_side=144,
-            crop=128,
-            scales=(128 / 144,),
-        ),
+        model=replace(_VIDEOS_MODEL, synopsis_size=(8, 80, 80), detail_size=(12, 96, 96)),
+        data=_VIDEOS_DATA,
         recipes={"joint": TrainConfig(epochs=15, batch_size=8, lr=5e-4, lr_theta=1e-3)},
     ),
 }
