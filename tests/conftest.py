@@ -107,6 +107,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, csv: str) -> Path:
     preset = PRESETS["synthetic"]
     folder = tmp_path_factory.mktemp("results") / "runs"
     data = replace(preset.data, csv=csv, cache=None)
+    torch.manual_seed(0)  # now and then weights drawn at random hear nothing of their input
     for row in ("a0", "b3"):
         identity = {"preset": "synthetic", "variant": row, "seed": 0, "recipe": "joint"}
         identity |= {"test_split": "test", "provenance": {"data": "clips", "device": "a CPU"}}

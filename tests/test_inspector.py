@@ -92,6 +92,14 @@ def test_sliders_in_space_move_all_detail_frames_alike(inspector):
     assert_close(theta["delta_x"], torch.linspace(2.0, 4.0, 8))
 
 
+def test_pictures_are_described_for_a_screen_reader(inspector):
+    inspector.move(mu_t=0.25, delta_t=2.0, mu_y=0.5, delta_y=1.0, mu_x=0.25, delta_x=2.0)
+    assert inspector.caption.value == (
+        "Fig. 4 of clip 3: 8 detail frames around frame 12.0 of 48, 2.0 frames apart; each shows "
+        "20 x 40 pixels around row 32 of 64 and column 16 of 64"
+    )
+
+
 def test_reset_button_restores_theta(inspector):
     own, state, picture = theta_of(inspector), inspector.state, inspector.picture.value
     inspector.move(mu_t=0.9, delta_t=1.0, mu_y=0.1, delta_x=2.0)
@@ -331,12 +339,15 @@ def test_inspector_in_jupyterlab(page, lab):
 
     own, picture, frame = shown()
     assert picture.startswith(b"\x89PNG") and frame.startswith(b"\x89PNG")
+    words = page.text_content(".s2d-caption")
+    assert words.startswith("Fig. 4 of clip")
     page.locator(".s2d-mu_t .noUi-handle").press("ArrowLeft")
     line_is(own, False)
     moved, moved_picture, moved_frame = shown()
     assert moved["theta"]["mu_t"] == pytest.approx(own["theta"]["mu_t"] - 0.01, abs=0.006)
     assert moved["scores"] != own["scores"]
     assert picture != moved_picture != b"" and frame != moved_frame
+    assert page.text_content(".s2d-caption") != words
     page.click(".s2d-reset_button")
     line_is(own, True)
     assert shown() == (own, picture, frame)

@@ -145,17 +145,19 @@ class Inspector:
         self.play = widgets.Play(interval=500, show_repeat=False)  # ms
         widgets.jslink((self.play, "value"), (self.z, "value"))
         self.picture, self.frame = widgets.Image(format="png"), widgets.Image(format="png")
-        self.verdict, self.line = widgets.HTML(), widgets.HTML()
+        # An Image of ipywidgets has no alt, and with a tooltip it is not drawn: words stand below.
+        self.verdict, self.caption, self.line = widgets.HTML(), widgets.HTML(), widgets.HTML()
         for widget in (self.run, self.clip, self.truth, self.z, *self.sliders.values()):
             widget.observe(self._changed, "value")
-        named = {name: getattr(self, name) for name in ("reset_button", "picture", "frame", "line")}
+        shown = ("reset_button", "picture", "frame", "caption", "line")
+        named = {name: getattr(self, name) for name in shown}
         for name, widget in (named | self.sliders).items():
             widget.add_class(f"s2d-{name}")
         wrap = {"flex_flow": "row wrap", "align_items": "flex-start"}  # side by side where it fits
         self.picture.layout = {"max_width": "100%", "height": "auto", "object_fit": "contain"}
         head = widgets.Box([self.run, self.clip, self.reset_button, self.truth], layout=wrap)
         hand = widgets.VBox([*self.sliders.values(), self.z, self.play, self.frame])
-        whole = widgets.Box([hand, self.picture], layout=wrap)
+        whole = widgets.Box([hand, widgets.VBox([self.picture, self.caption])], layout=wrap)
         self.widget = widgets.VBox([head, self.verdict, whole, self.line])
 
     @torch.no_grad()
@@ -218,6 +220,18 @@ class Inspector:
         words = f"SNet: {state['snet']}. DNet: {state['verdict']} ({score:.2f}); with SNet's own "
         self.verdict.value = html.escape(f"{words}theta: {state['own']}. True: {true}.")
         self.line.value = f"<code>{html.escape(json.dumps(state))}</code>"
+        self.caption.value = html.escape(self.description())
+
+    def description(self) -> str:
+        """The picture in words, for a screen reader, too: where DNet looks, and at how much."""
+        (T, H, W), (T_D, H_D, W_D) = self.frames.shape[2:], self.model.config.detail_size
+        at = {name: slider.value for name, slider in self.sliders.items()}
+        return (
+            f"Fig. 4 of clip {self.clip.value}: {T_D} detail frames around frame "
+            f"{at['mu_t'] * T:.1f} of {T}, {at['delta_t']:.1f} frames apart; each shows "
+            f"{H_D * at['delta_y']:.0f} x {W_D * at['delta_x']:.0f} pixels around row "
+            f"{at['mu_y'] * H:.0f} of {H} and column {at['mu_x'] * W:.0f} of {W}"
+        )
 
     @property
     def state(self) -> dict[str, Any]:
