@@ -221,7 +221,8 @@ def test_no_runs_at_all_or_no_csv_is_an_error_with_the_command(runs, tmp_path):
 def test_clips_of_other_classes_are_an_error(runs, tmp_path, make_video):
     make_video(tmp_path / "a.mp4", n_frames=60)
     (tmp_path / "mine.csv").write_text("path,label,split\na.mp4,wave,test\n")
-    with pytest.raises(ValueError, match="mine.csv: none of its classes is known to .*a0-0"):
+    words = "2 with other classes than those of .*mine.csv; choose the run's own data set"
+    with pytest.raises(FileNotFoundError, match=words):
         Inspector([runs], str(tmp_path / "mine.csv"))
 
 

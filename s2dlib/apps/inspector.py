@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ from torch import Tensor
 from traitlets import Bunch
 
 from s2dlib.config import CONFIG_FILE, WEIGHTS
+from s2dlib.data import table
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.sources import ClipError
 from s2dlib.data.synthetic import class_names
@@ -84,20 +86,22 @@ def find_csv(folder: Path, csv: str = "") -> str:
     found = [csv] if csv else [str(path) for path in paths if path.is_file()]
     if not found:
         raise ValueError(NO_CLIPS)
+    if csv and not set(classes_of(csv)) & set(record.get("classes", ())):
+        raise ValueError(f"other classes than those of {csv}; choose the run's own data set")
     return found[0]
+
+
+@cache
+def classes_of(csv: str) -> list[str]:
+    """The classes of a data set."""
+    return table.class_names(table.read_csv(csv))
 
 
 def open_run(folder: Path, csv: str, split: str) -> tuple[S2DNet, VideoDataset]:
     """A run's model, and the clips to show: one centre crop of one clip a video."""
     model = S2DNet.from_pretrained(folder)
     data = replace(model.data, csv=find_csv(folder, csv), cache=None, test_crops=1)
-    dataset = VideoDataset(data, split, train=False)
-    if not set(dataset.classes) & set(model.classes):
-        raise ValueError(
-            f"{data.csv}: none of its classes is known to {folder}, which knows "
-            f"{', '.join(model.classes[:3])}, ...; choose the data set that the run was trained on"
-        )
-    return model, dataset
+    return model, VideoDataset(data, split, train=False)
 
 
 class Inspector:
