@@ -93,7 +93,7 @@ def test_commands_of_readme_and_docs_run_on_a_new_clone(clone):
     assert done.returncode == 0 and "torch.Size([1, 1, 8, 20, 20])" in done.stdout, done.stderr
     assert (clone / "predictions" / "00007.mp4.s2d.mp4").stat().st_size > 10_000
     assert (clone / "predictions" / "test" / "predictions.csv").read_text().count("\n") == 21
-    mine = (clone / "results" / "runs" / "mine" / "config.json").read_text()
+    mine = (clone / "reproduced" / "runs" / "mine" / "config.json").read_text()
     assert '"upright tall bar>pole"' in mine  # the names of the classes go with the model
 
 
@@ -122,7 +122,7 @@ def test_what_a_page_names_is_there(page):
     for path in re.findall(
         r"`((?:results|docs|data|profiles|benchmarks|notebooks)/[\w./-]*[\w/])`", text
     ):
-        made = path.startswith(("data/demo", "results/runs/"))
+        made = path.startswith("data/demo")
         assert made or (ROOT / path).exists() or (ROOT / "s2dlib" / path).exists(), path
     for name in re.findall(r"`(\d\d_\w+)`", text):
         path = f"notebooks/{name}.ipynb"

@@ -339,7 +339,7 @@ def test_a_line_of_the_paper_gets_our_number_only_from_a_run_of_its_preset(recor
 def test_the_command_of_a_run_names_its_preset_row_and_csv():
     assert command("synthetic", "b2") == "make reproduce"
     assert command("mini-kinetics", "c1", 2).endswith(
-        "results/runs/mini-kinetics-b3-2/02_train.ipynb "
+        "reproduced/runs/mini-kinetics-b3-2/02_train.ipynb "
         "-p preset mini-kinetics -p variant b3 -p recipe paper -p seed 2"
     )
     assert command("videos", csv="a/mine.csv").endswith("-p csv a/mine.csv -p name mine-a0-0")

@@ -132,7 +132,7 @@ def command(
         "val_split": "" if "val" in splits else "test",
     }
     words = " ".join(f"-p {name} {shlex.quote(value)}" for name, value in values.items() if value)
-    executed = shlex.quote(f"results/runs/{run}/02_train.ipynb")
+    executed = shlex.quote(f"reproduced/runs/{run}/02_train.ipynb")
     return f"s2d run notebooks/02_train.ipynb {executed} {words}"
 
 
