@@ -140,7 +140,7 @@ class Inspector:
         self.reset_button = widgets.Button(description="SNet's own theta", icon="undo")
         self.reset_button.on_click(lambda _: self.reset())
         self.truth = widgets.ToggleButton(description="show the truth", icon="eye")
-        wide = {"style": {"description_width": "150px"}, "continuous_update": False}
+        wide = {"style": {"description_width": "170px"}, "continuous_update": False}
         self.sliders = {
             name: widgets.FloatSlider(min=0, max=1, step=0.01, description=label, **wide)
             for name, label in SLIDERS.items()
