@@ -281,7 +281,11 @@ def plan(folder: Path, preset: str, *settings: str) -> str:
 
 @pytest.mark.parametrize(
     ("preset", "windows", "more"),
-    [("synthetic", WINDOWS, {"authors1"}), ("grid", GRID_WINDOWS, {}), ("egogestar", {}, {})],
+    [
+        ("synthetic", WINDOWS, {"authors1", "motion1", "motion2"}),
+        ("grid", GRID_WINDOWS, {}),
+        ("egogestar", {}, {}),
+    ],
 )
 def test_every_line_of_parts_and_controls_is_a_run_of_the_graph_and_the_other_way_round(
     tmp_path, preset, windows, more

@@ -40,6 +40,34 @@ TRIALS = {
         fields={"theta_head": "fc", "detach_theta": True},
     ),
 }
+# GRID's recipe on drawn clips: close-ups and the start of the attention from what moves, not drawn
+# ones of the detail; two stages of DNet, then all together.
+MOVING = {"start": "motion", "start_zoom": [0.33, 0.45]}
+TRIALS |= {
+    "motion1": Trial(
+        variant="a2",
+        recipe="closeups",
+        start=(None, None),
+        fields=MOVING | {"theta_source": "motion"},
+    ),
+    "motion2": Trial(
+        variant="a2",
+        recipe="zoom",
+        start=(None, "motion1"),
+        fields=MOVING | {"theta_source": "around"},
+    ),
+    "motion": Trial(
+        words="GRID's recipe: close-ups and start from what moves",
+        start=("snet", "motion2"),
+        fields=MOVING,
+    ),
+    "motion-start": Trial(
+        words="the same, DNet alone where the attention starts",
+        variant="a2",
+        start=(None, "motion2"),
+        fields=MOVING | {"theta_source": "motion"},
+    ),
+}
 SWEEPS = {
     "alpha-0.01": Trial(words="alpha = 0.01 (0.1)", fields={"alpha": 0.01}),
     "alpha-1": Trial(words="alpha = 1 (0.1)", fields={"alpha": 1.0}),
