@@ -309,6 +309,15 @@ def test_every_command_of_the_graph_names_a_recipe_of_its_preset(tmp_path, prese
         assert f"-p preset {preset} " in text and recipe in PRESETS[preset].recipes
 
 
+def test_another_index_is_studied_by_parameters_alone(tmp_path):
+    (tmp_path / "colour.csv").touch()
+    said = plan(tmp_path, "grid", "trial_seeds=1", "csv=colour.csv", "results=reproduced/colour")
+    commands = re.findall(r"notebooks/0[02]_\w+.ipynb.*", said)
+    assert len(commands) > len(VARIANTS)
+    assert all("-p csv ../colour.csv " in text for text in commands)
+    assert "data/grid/grid.csv" not in said
+
+
 @pytest.mark.parametrize("preset", ["synthetic", "synthetic-distractors", "grid"])
 def test_the_graph_writes_beside_the_reference_and_outside_git(tmp_path, preset):
     said = plan(tmp_path, preset, "trial_seeds=1")
