@@ -238,6 +238,9 @@ def test_what_readme_says_of_its_table_is_so():
     assert gain["synthetic", "top1_shuffled"] > gain["synthetic", "a1"] / 2  # most of its gain
     assert gain["synthetic", "constant"] > gain["synthetic", "a1"] / 2
     assert gain["grid", "top1_shuffled"] > gain["grid", "b3"] / 2
+    chance = 10
+    for kind in ("top1_shuffled", "constant"):  # loses most
+        assert gain["grid-untrimmed", kind] > (lines["top1"]["grid-untrimmed", "a0"] - chance) / 2
     for kind in ("fc", "paper", "authors"):  # SNet's level
         assert abs(lines["top1"]["synthetic", kind] - lines["top1"]["synthetic", "a1"]) < 3
 
