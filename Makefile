@@ -71,7 +71,7 @@ lab: $(READY)  ## JupyterLab, with this environment's kernel; OPEN=08_inspector.
 
 $(READY): pyproject.toml requirements.lock
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements.lock --editable .[dev]
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable .[dev]
 	test ! -d .git || git config diff.ipynb.textconv "$(CURDIR)/$(BIN)/nbstripout -t"
 	test ! -d .git || $(BIN)/pre-commit install > /dev/null
 	touch $@
