@@ -21,7 +21,7 @@ RUNS = f"{RESULTS}/runs/{PRESET}"
 SHOWN = f"{RESULTS}/notebooks" + ("" if PRESET == "synthetic" else f"/{PRESET}")
 TABLE2 = "table2" if PRESET == "synthetic" else f"table2-{PRESET}"
 CSV = config.get("csv", PRESETS[PRESET].data.csv)
-OTHER = f"-p csv ../{CSV}" if "csv" in config else ""  # another index than the preset's own
+OTHER = f"-p csv ../{CSV} " if "csv" in config else ""  # another index than the preset's own
 SEEDS = range(config.get("seeds", 3))  # of the full model and of each network alone
 OTHERS = range(config.get("other_seeds", 1))  # of the other rows of Table 2
 ROWS = [f"{row}-{s}" for row in VARIANTS for s in (SEEDS if row in ("a0", "a1", "a2") else OTHERS)]
@@ -111,8 +111,9 @@ if DRAWN:
 
 def train(name, arguments):
     """The command of one training run, whose record and weights are the rule's outputs."""
-    run = f"-p preset {PRESET} -p name {PRESET}-{name} -p seed {{wildcards.seed}}"
-    return execute("02_train", "log", f"-p results ../{RESULTS} {run} {OTHER} {arguments}")
+    run = f"-p results ../{RESULTS} -p preset {PRESET} {OTHER}"
+    run += f"-p name {PRESET}-{name} -p seed {{wildcards.seed}}"
+    return execute("02_train", "log", f"{run} {arguments}")
 
 
 rule snet_alone:  # the start of SNet in every row
@@ -267,7 +268,7 @@ rule data:
     output:
         f"{SHOWN}/00_data.ipynb",
     shell:
-        show("00_data", f"-p preset {PRESET} {OTHER} -p max_files 600")
+        show("00_data", f"-p preset {PRESET} {OTHER}-p max_files 600")
 
 
 rule sampler:

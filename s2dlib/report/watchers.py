@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
-from IPython.display import DisplayHandle
 
-from s2dlib.report.plots import curves
+if TYPE_CHECKING:
+    from IPython.display import DisplayHandle
 
 
 class LiveCurves:
@@ -20,12 +19,19 @@ class LiveCurves:
     """
 
     def __init__(self) -> None:
+        import matplotlib.pyplot as plt
+        import seaborn as sns
+
         sns.set_theme(style="ticks", palette="colorblind")
         self.figure, self.axes = plt.subplots(1, 2, figsize=(10, 3), layout="constrained")
         plt.close(self.figure)  # else the cell shows it once more at its end
         self.handle: DisplayHandle | None = None
 
     def __call__(self, history: list[dict[str, float]]) -> None:
+        from IPython.display import DisplayHandle
+
+        from s2dlib.report.plots import curves  # with seaborn
+
         if not history:
             return
         table = pd.DataFrame(history)
