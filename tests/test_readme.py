@@ -30,8 +30,8 @@ DRY = {  # what takes hours, a cluster or a screen: what it would do
     "make test": "make --dry-run test",
     "make setup && source .venv/bin/activate": "make setup",
     "s2d inspect": "s2d inspect --help",
-    "make reproduce GPUS=1": "make reproduce GPUS=1 ARGS=--dry-run",
-    "make study": "make study ARGS=--dry-run",
+    "make reproduce GPUS=1": "make --dry-run reproduce GPUS=1",
+    "make study": "make --dry-run study",
     "make bench GPUS=1": "make --dry-run bench GPUS=1",
 }
 
