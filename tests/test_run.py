@@ -38,7 +38,7 @@ FACTS = CELL.format(
 
 @pytest.fixture
 def write(tmp_path):
-    def write(code, name="work/nb.ipynb"):
+    def write(code, name="own/nb.ipynb"):
         nb = nbformat.v4.new_notebook()
         lines = "variant: str = 'a0'  # a row\nout: str = 'facts.json'\nprocesses: int = 1"
         cell = nbformat.v4.new_code_cell(lines)
@@ -61,7 +61,7 @@ def test_parameters_reach_the_notebook_which_runs_in_its_own_folder(write, tmp_p
     facts = json.loads((notebook.parent / "facts.json").read_text())
     assert output.is_file() and facts["variant"] == "b2"
     assert Path(facts["cwd"]) == notebook.parent and facts["exe"] == sys.prefix
-    assert facts["command"] == "s2d run work/nb.ipynb new/out.ipynb -p variant b2"
+    assert facts["command"] == "s2d run own/nb.ipynb new/out.ipynb -p variant b2"
     assert "S2D_COMMAND" not in os.environ
 
 
@@ -314,7 +314,7 @@ def test_what_does_not_fit_is_told_before_the_kernel_starts(name, text, error, t
 
 def test_texts_reach_the_notebook_as_they_were_typed(write, tmp_path):
     text = "007 'x' \"y\" \\n \\\\ {z} ü\n$HOME"
-    notebook = write(FACTS, "work/{nb}.ipynb")
+    notebook = write(FACTS, "own/{nb}.ipynb")
     run_notebook(notebook, tmp_path / "{o}.ipynb", parse_parameters(notebook, [("variant", text)]))
     facts = json.loads((notebook.parent / "facts.json").read_text())
     assert facts["variant"] == text and (tmp_path / "{o}.ipynb").is_file()
@@ -350,7 +350,7 @@ def test_a_run_has_the_name_that_was_typed():
 
 
 @pytest.mark.parametrize(
-    "name", ["work/nb.ipynb", "new/../work/nb.ipynb", "soft.ipynb", "hard.ipynb"]
+    "name", ["own/nb.ipynb", "new/../own/nb.ipynb", "soft.ipynb", "hard.ipynb"]
 )
 def test_the_executed_copy_is_never_the_notebook_itself(name, write, tmp_path):
     notebook = write(FACTS)
@@ -367,7 +367,7 @@ def test_the_executed_copy_is_never_the_notebook_itself(name, write, tmp_path):
 
 def test_only_an_executed_copy_of_that_name_is_replaced(write, tmp_path):
     notebook, output = write("1 + 1"), tmp_path / "o.ipynb"
-    other = write("2 + 2", "work/other.ipynb")
+    other = write("2 + 2", "own/other.ipynb")
     copy = tmp_path / "mine.ipynb"
     for _ in range(2):
         run_notebook(notebook, output, {})

@@ -51,7 +51,7 @@ def _find_motion(frames: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor, Tens
     return t, (place // CELLS + 0.5) / CELLS, (place % CELLS + 0.5) / CELLS
 
 
-# Means as products: a matrix product takes a third of the time of a pooling with many overlaps.
+# Means as products: a matrix product takes less time than a pooling whose windows overlap.
 def _eye(like: Tensor, n: int) -> Tensor:
     return torch.eye(n, device=like.device)
 

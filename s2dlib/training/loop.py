@@ -135,6 +135,7 @@ def train_and_evaluate(
 
 
 def show(watchers: Sequence[Watcher], history: list[dict[str, float]]) -> None:
+    """Call each of the watchers with the history."""
     for watch in watchers:
         watch(history)
 

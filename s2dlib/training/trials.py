@@ -20,6 +20,9 @@ class Trial:
     fields: dict[str, Any] = field(default_factory=dict)  # of the configuration, by name
 
 
+# GRID's recipe on drawn clips: close-ups and the start of the attention from what moves, not drawn
+# ones of the detail; two stages of DNet, then all together.
+MOVING = {"start": "motion", "start_zoom": [0.33, 0.45]}
 TRIALS = {
     "linear": Trial(words="linear filters (Sec. 3.2)", fields={"filters": "linear"}),
     "fc": Trial(words="theta head of the paper, by FC layers", fields={"theta_head": "fc"}),
@@ -39,11 +42,6 @@ TRIALS = {
         start=("authors1", "authors1"),
         fields={"theta_head": "fc", "detach_theta": True},
     ),
-}
-# GRID's recipe on drawn clips: close-ups and the start of the attention from what moves, not drawn
-# ones of the detail; two stages of DNet, then all together.
-MOVING = {"start": "motion", "start_zoom": [0.33, 0.45]}
-TRIALS |= {
     "motion1": Trial(
         variant="a2",
         recipe="closeups",
