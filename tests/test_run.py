@@ -395,7 +395,7 @@ def test_ctrl_c_ends_a_run_with_the_cells_so_far(write, tmp_path):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while not (tmp_path / "work" / "begun").exists():
+    while not (notebook.parent / "begun").exists():
         assert child.poll() is None
         time.sleep(0.1)
     child.send_signal(signal.SIGINT)
