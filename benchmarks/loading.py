@@ -68,14 +68,21 @@ def centred(n_total: int, T: int, stride: int = STRIDE) -> range:
     return range(start, start + T * stride, stride)
 
 
+def cut(frames: Tensor) -> Tensor:
+    """(T, 3, H, W) -> (T, 3, CROP, CROP), a view"""
+    y, x = ((side - CROP) // 2 for side in frames.shape[-2:])
+    return frames[:, :, y : y + CROP, x : x + CROP]
+
+
 def cropped(frames: Tensor) -> Tensor:
     """(T, 3, H, W) -> (3, T, CROP, CROP), contiguous"""
-    y, x = ((side - CROP) // 2 for side in frames.shape[-2:])
-    return frames[:, :, y : y + CROP, x : x + CROP].transpose(0, 1).contiguous()
+    return cut(frames).transpose(0, 1).contiguous()
 
 
-def ours(path: str, T: int) -> Tensor:
-    return cropped(readers.read_frames(path, lambda n: centred(n, T), SHORT))
+def ours(path: str, T: int, stride: int = STRIDE) -> Tensor:
+    return readers.read_frames(path, lambda n: centred(n, T, stride), SHORT, convert=cut).transpose(
+        0, 1
+    )
 
 
 def copy_of(path: str, T: int) -> Path:
@@ -88,7 +95,7 @@ def copy_of(path: str, T: int) -> Path:
 
 
 def copies(path: str, T: int) -> Tensor:
-    return cropped(readers.read_frames(copy_of(path, T), lambda n: centred(n, T, 1), SHORT))
+    return ours(str(copy_of(path, T)), T, stride=1)
 
 
 def copies_in_process(path: str, T: int) -> Tensor:
@@ -106,6 +113,15 @@ def pyav(path: str, T: int) -> Tensor:
         file.streams.video[0].thread_type, wanted = "NONE", centred(file.streams.video[0].frames, T)
         frames = zip(range(wanted[-1] + 1), file.decode(video=0), strict=False)
         return _stack(frame.to_ndarray(format="rgb24") for i, frame in frames if i in wanted)
+
+
+def decord(path: str, T: int) -> Tensor:
+    from decord import VideoReader  # a witness of the tests, and once our reader
+
+    video = VideoReader(path, num_threads=1)
+    wanted = centred(len(video), T)
+    frames = enumerate(video.next() for _ in range(wanted[-1] + 1))  # its seeks are not exact
+    return _stack(frame.asnumpy() for i, frame in frames if i in wanted)
 
 
 def torchcodec(path: str, T: int) -> Tensor:
@@ -147,6 +163,7 @@ WAYS: dict[str, Callable[[str, int], Tensor]] = {
     "copies": copies,
     "copies, in process": copies_in_process,
     "PyAV": pyav,
+    "decord": decord,
     "torchcodec": torchcodec,
     "JPEGs, PIL": jpegs_by_pil,
     "JPEGs, ours": jpegs_by_us,

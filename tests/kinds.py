@@ -1,4 +1,4 @@
-"""Every kind of video file that PyAV's FFmpeg writes: container, codec, pixels, and its reader."""
+"""Every kind of video file that PyAV's FFmpeg writes: container, codec, pixels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Kind(NamedTuple):
     options: dict[str, str] | None = None
     pixels: str = "yuv420p"
     size: tuple[int, int] = (64, 80)
-    reader: str = "pyav"
+    decord: bool = False  # whether decord reads every frame rightly, so that it can be a witness
 
 
 def _kinds(
@@ -41,8 +41,7 @@ def _kinds(
     kinds = []
     for suffix in suffixes.split():
         name = f"{' '.join(filter(None, (codec, pixels, note)))}.{suffix.rstrip('+')}"
-        reader = "decord" if suffix.endswith("+") else "pyav"
-        kinds.append(Kind(name, codec, options, pixels, size, reader))
+        kinds.append(Kind(name, codec, options, pixels, size, decord=suffix.endswith("+")))
     return kinds
 
 

@@ -1,13 +1,11 @@
-"""Every kind of file gives the frames that a player shows, whichever reader reads it."""
+"""Every kind of file gives the frames that a player shows."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
 
 import av
 import avi
-import decord
 import numpy as np
 import pytest
 import torch
@@ -39,7 +37,7 @@ def test_files_give_every_frame_that_a_player_shows(corpus):
         height, width = frames.shape[-2:]
         found = probe(case.path)
         assert (found.n_frames, found.height, found.width) == (case.expected, height, width), case
-        assert found.reader == case.reader or not case.reader, case
+        assert found.reader == ("pillow" if case.path.is_dir() else "pyav"), case
 
 
 def test_a_bad_file_is_an_error_that_names_it_and_the_cause(corpus):
@@ -66,16 +64,16 @@ def test_every_file_is_a_row_of_the_check(corpus):
             assert not row.ok and row.n_frames == 0 and case.expected in row.cause, case
 
 
-# Which reader, and from where
+# From where
 
 
 def test_frames_after_a_seek_are_those_of_a_run_from_the_start(corpus, monkeypatch):
     monkeypatch.setattr(decoding, "HEAD", 4)  # seek even in short files
     sought = set()
     for case in corpus:
-        if not isinstance(case.expected, int) or case.reader == "pillow" or case.path.is_symlink():
+        if not isinstance(case.expected, int) or case.path.is_dir() or case.path.is_symlink():
             continue
-        video = decoding._PyAV(str(case.path))
+        video = decoding.Video(str(case.path))
         forward = list(video.frames(range(video.n_frames)))
         for i in range(8, len(forward), max(11, len(forward) // 4)):
             runs = [i for i, _ in video._sought(i)]
@@ -89,7 +87,7 @@ def test_frames_after_a_seek_are_those_of_a_run_from_the_start(corpus, monkeypat
 
 
 def test_a_seek_skips_what_comes_before(tmp_path, monkeypatch):
-    video = decoding._PyAV(str(write(tmp_path / "a.mp4", options=CLOSED_GOP, n=240)))
+    video = decoding.Video(str(write(tmp_path / "a.mp4", options=CLOSED_GOP, n=240)))
     runs = []
     real = video._decode
     monkeypatch.setattr(video, "_decode", lambda start=None: runs.append(start) or real(start))
@@ -100,9 +98,9 @@ def test_a_seek_skips_what_comes_before(tmp_path, monkeypatch):
 @pytest.mark.parametrize("where", ["times", "n_frames"])
 def test_times_that_are_not_the_frames_own_are_not_sought(tmp_path, where):
     path = write(tmp_path / "a.mp4", options=CLOSED_GOP, n=240)
-    video = decoding._PyAV(str(path))
+    video = decoding.Video(str(path))
     forward = list(video.frames(range(240)))
-    video = decoding._PyAV(str(path))
+    video = decoding.Video(str(path))
     if where == "times":  # a packet that becomes no frame, far behind the head
         video._packets.times.insert(100, video._packets.times[100] + 1)
         video.n_frames += 1
@@ -112,29 +110,6 @@ def test_times_that_are_not_the_frames_own_are_not_sought(tmp_path, where):
     expected = forward[200] if where == "n_frames" else forward[199]
     assert np.array_equal(frame, expected)
     assert bool(list(video._sought(200))) == (where == "times")
-
-
-def test_a_kind_that_decord_reads_wrongly_is_read_by_pyav(tmp_path, monkeypatch):
-    kinds = decoding.DECORD_CONTAINERS | {"mpegts", "mpeg"}  # a list by someone who hopes
-    monkeypatch.setattr(decoding, "DECORD_CONTAINERS", kinds)
-    path = write(tmp_path / "a.ts", options=CLOSED_GOP)
-    video = decoding._PyAV(str(path))
-    assert video.suits_decord
-    late = decord.VideoReader(str(path), num_threads=1).next().asnumpy()
-    assert barcodes(torch.from_numpy(late).permute(2, 0, 1)[None]) == [12]  # as long as a group
-    opened = decoding.open_video(str(path))
-    assert opened.reader == "pyav"
-    frames = torch.from_numpy(np.stack(list(opened.frames(range(N))))).permute(0, 3, 1, 2)
-    assert barcodes(frames) == list(range(N))
-
-
-def test_where_decord_fails_pyav_goes_on(tmp_path):
-    video = decoding.open_video(str(write(tmp_path / "a.mp4")))
-    expected = list(decoding._PyAV(str(tmp_path / "a.mp4")).frames(range(N)))
-    video._frames = islice(video._frames, 10)
-    for frame, right in zip(video.frames(range(5, N)), expected[5:], strict=True):
-        assert np.array_equal(frame, right)
-    assert video.reader == "pyav"
 
 
 @pytest.mark.parametrize("matrix", ["ITU709", "ITU601"])

@@ -85,7 +85,7 @@ def test_the_truth_on_a_copy_is_that_of_the_video(tmp_path, make_video):
     csv = tmp_path / "a.csv"
     csv.write_text(
         "path,label,split,t,duration,size,y,x,side,reader,n_frames\n"
-        + "".join(f"{p.name},0,test,27.25,9,20,70,40,128,decord,50\n" for p in paths)
+        + "".join(f"{p.name},0,test,27.25,9,20,70,40,128,pyav,50\n" for p in paths)
     )
     copies = {str(p): write_copy(p, tmp_path / "c" / f"{p.name}.mp4", CONFIG) for p in paths}
     assert {copy.first for copy in copies.values()} == {0, 1}

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -19,8 +18,6 @@ from s2dlib.data.readers import TIMEOUT, read_frames
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-Frames = TypeVar("Frames", Tensor, np.ndarray)
 
 
 def choose_frames(
@@ -115,7 +112,7 @@ class Crop(NamedTuple):
     left: int
     flip: bool = False  # mirrored, after cropping
 
-    def cut(self, frames: Frames) -> Frames:
+    def cut(self, frames: Tensor) -> Tensor:
         """The square, not mirrored: a view. (..., H, W) -> (..., side, side)"""
         rows = slice(self.top, self.top + self.side)
         return frames[..., rows, self.left : self.left + self.side]
@@ -195,11 +192,16 @@ def load_views(path: str | Path, config: DataConfig) -> Tensor:
         ClipError: the video cannot be read.
     """
     config = replace(config, min_frames=1)
-    frames = read_frames(
-        path, lambda n: choose_frames(n, config), config.short_side, config.timeout
-    )
-    if config.gray:
-        frames = rgb_to_grayscale(frames)
-    H, W = frames.shape[-2:]
-    views = [crop.cut(frames) for crop in choose_crops(H, W, config, config.test_crops)]
-    return torch.stack(views).transpose(1, 2).contiguous()  # from (V, T, C, crop, crop)
+
+    def cut(frames: Tensor) -> Tensor:
+        """(m, 3, H, W) -> (m, V, C, crop, crop)"""
+        frames = rgb_to_grayscale(frames) if config.gray else frames
+        H, W = frames.shape[-2:]
+        crops = choose_crops(H, W, config, config.test_crops)
+        return torch.stack([crop.cut(frames) for crop in crops], 1)
+
+    def choose(n_total: int) -> list[int]:
+        return choose_frames(n_total, config)
+
+    frames = read_frames(path, choose, config.short_side, config.timeout, cut)
+    return frames.movedim(0, 2).contiguous()

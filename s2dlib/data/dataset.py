@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -107,11 +108,9 @@ class VideoDataset(Dataset):
         if self.train or self.config.test_clip == "random":
             seeds = np.random.SeedSequence((self.seed, int(self._epoch), index))
             generator = Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-        frames, start = self._read_clip(index, generator)  # (T, C, H, W)
-        H, W = frames.shape[-2:]
-        crops = choose_crops(H, W, self.config, self.n_crops, generator, self.train)
-        clips = [self._crop(frames, crop) for crop in crops]  # (C, T, crop, crop) each
-        item: Item = {"frames": _stack(clips), "label": self._labels[index], "index": index}
+        frames, start, crops = self._read_clip(index, generator)  # (V, C, T, crop, crop)
+        frames = frames[0] if self.n_crops == 1 else frames
+        item: Item = {"frames": frames, "label": self._labels[index], "index": index}
         if self._truth is not None:
             truth = self._truth[index]
             item["truth"] = _stack([self._truth_in_crop(truth, start, crop) for crop in crops])
@@ -153,14 +152,15 @@ class VideoDataset(Dataset):
         size, y, x = truth.size * scale * zoom, y * zoom, x * zoom
         return torch.tensor([*moment, size, y, x], dtype=torch.float32)
 
-    def _read_clip(self, index: int, generator: Generator | None) -> tuple[np.ndarray, int]:
-        """The frames of one clip at short_side, uncropped, and the first one's number in the video.
+    def _read_clip(self, index: int, generator: Generator | None) -> tuple[Tensor, int, list[Crop]]:
+        """The views of one clip, the first frame's number in the video, and the squares cut out.
 
-        That is below 0 where the clip begins in the silence set before the video (config.within).
-        Returns (T, C, H, W), int.
+        That number is below 0 where the clip begins in the silence set before the video
+        (config.within). Returns (V, C, T, crop, crop), int, V.
         """
         path, config = self._paths[index], self.config
         indices: list[int] = []
+        crops: list[Crop] = []
         start = 0
         state = None if generator is None else generator.get_state()
 
@@ -168,19 +168,32 @@ class VideoDataset(Dataset):
             nonlocal start
             if generator is not None and state is not None:  # not the first time: fewer decode
                 generator.set_state(state)
+            crops.clear()
             try:
                 indices[:], start = self._choose(n_total, index, generator)
             except ValueError as error:
                 raise ClipError(path, str(error)) from error
             return indices
 
+        def cut(frames: Tensor) -> Tensor:
+            """(m, C, H, W) -> (m, V, C, crop, crop)"""
+            H, W = frames.shape[-2:]
+            if not crops:  # with the first frames
+                crops[:] = choose_crops(H, W, config, self.n_crops, generator, self.train)
+            views = [self._crop(frames, crop)[:, None] for crop in crops]
+            return views[0] if len(views) == 1 else torch.cat(views, 1)
+
         if config.cache is None and not config.within:
-            return self._read_video(path, choose), start
-        video = self._read_cached(path, config.cache) if config.cache else self._read_video(path)
-        choose(len(video))  # of (T_all, C, H, W)
-        if config.within:
-            return video[indices], start
-        return video[indices[0] : indices[-1] + 1 : config.frame_stride], start  # a view
+            frames = self._read_video(path, choose, cut)
+        else:
+            cached = config.cache is not None
+            video = self._read_cached(path) if cached else self._read_video(path)
+            choose(len(video))  # of (T_all, C, H, W)
+            if config.within:
+                frames = cut(video[indices])
+            else:  # a view
+                frames = cut(video[indices[0] : indices[-1] + 1 : config.frame_stride])
+        return frames.movedim(0, 2).contiguous(), start, crops
 
     def _choose(
         self, n_total: int, index: int, generator: Generator | None
@@ -194,12 +207,20 @@ class VideoDataset(Dataset):
         indices = choose_frames(len(longer), self.config, generator)
         return [longer[i] for i in indices], indices[0] - offset
 
-    def _read_video(self, path: str, wanted: Wanted = None) -> np.ndarray:
+    def _read_video(
+        self,
+        path: str,
+        wanted: Wanted = None,
+        convert: Callable[[Tensor], Tensor] = lambda frames: frames,
+    ) -> Tensor:
+        """Frames at short_side, gray if they are to be, converted. (T, C, H, W)"""
         config = self.config
-        frames = read_frames(path, wanted, config.short_side, config.timeout)  # (T, 3, H, W)
-        return (rgb_to_grayscale(frames) if config.gray else frames).numpy()
+        gray = rgb_to_grayscale if config.gray else lambda frames: frames
+        return read_frames(
+            path, wanted, config.short_side, config.timeout, lambda frames: convert(gray(frames))
+        )
 
-    def _read_cached(self, path: str, cache: str) -> np.ndarray:
+    def _read_cached(self, path: str) -> Tensor:
         """All frames of a video at short_side, kept in the cache. (T_all, C, H, W)"""
         try:
             stat = os.stat(path)
@@ -207,19 +228,19 @@ class VideoDataset(Dataset):
             raise ClipError(path, "no such file") from None
         config = self.config
         key = (path, stat.st_mtime_ns, stat.st_size, config.short_side, config.gray, READING)
-        file = Path(cache, f"{hashlib.sha1(repr(key).encode()).hexdigest()}.npy")
+        file = Path(config.cache or "", f"{hashlib.sha1(repr(key).encode()).hexdigest()}.npy")
         if not file.exists():
             with atomic_path(file) as partial:  # a worker beside this one may write it too
-                np.save(partial, self._read_video(path))
-        return np.lib.format.open_memmap(file, mode="r")
+                np.save(partial, self._read_video(path).numpy())
+        return torch.from_numpy(np.lib.format.open_memmap(file, mode="c"))
 
-    def _crop(self, frames: np.ndarray, crop: Crop) -> Tensor:
-        """A square of the frames at crop pixels a side. (T, C, H, W) -> (C, T, crop, crop)"""
-        clip = torch.from_numpy(np.array(crop.cut(frames)))  # (T, C, side, side)
+    def _crop(self, frames: Tensor, crop: Crop) -> Tensor:
+        """A square of the frames at crop pixels a side. (m, C, H, W) -> (m, C, crop, crop)"""
+        clip = crop.cut(frames)  # (m, C, side, side)
         if crop.side != self.config.crop:  # channels last halves the time
             clip = clip.contiguous(memory_format=torch.channels_last)
             clip = resize(clip, (self.config.crop, self.config.crop))
-        return (clip.flip(-1) if crop.flip else clip).transpose(0, 1).contiguous()
+        return clip.flip(-1) if crop.flip else clip
 
 
 def _stack(values: list[Tensor]) -> Tensor:

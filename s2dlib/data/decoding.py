@@ -1,7 +1,7 @@
 """Which frames a video file holds: frame i is the i-th one that a player shows (D14).
 
-That is the i-th frame that PyAV decodes, forward from the start. decord reads the kinds on which
-tests/corpus.py finds it exact, and there its first frames are compared with PyAV's in each file.
+That is the i-th frame that PyAV decodes, forward from the start. Where the times of all packets are
+known, reading begins at the key frame before, and each frame must bear the time that is expected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from itertools import chain, islice
 from typing import Any
 
 import av
-import decord
 import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
@@ -26,13 +25,7 @@ from s2dlib.data.packets import BROADCAST, Packets
 from s2dlib.data.sources import COPY, ClipError, Folder, Source, first_line, progress
 
 MOV, MKV = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"  # FFmpeg's names of the demuxers
-# What decord reads, where all else is as it should be
-DECORD_CONTAINERS = {MOV, MKV, "avi"}
-DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg"}
-DECORD_PIXELS = {"yuv420p", "yuvj420p"}
-LONG = 1500  # packets: from here on PyAV, which can seek
-FIRST = 3  # frames that are decoded when a file is opened, on which decord and PyAV must agree
-AGREE = 2  # gray levels by which two builds of FFmpeg may round apart
+FIRST = 3  # frames that are decoded when a file is opened
 FEW = 2  # frames that any file may lose
 LOSS, LOSS_SECONDS = 0.1, 2  # what a file that is not cut off may lose: a share, and a time
 TIMED = {MKV, "flv", "asf"}  # whose header tells the duration and no count of frames
@@ -53,15 +46,11 @@ def open_video(path: str) -> Source:
         raise ClipError(path, "no permission to read it")
     if os.path.getsize(path) == 0:
         raise ClipError(path, "the file is empty (0 bytes)")
-    video = _PyAV(path)
-    if video.suits_decord:
-        with suppress(Exception):  # of any kind: what decord makes of a file is no matter then
-            return _Decord(video)
-    return video
+    return Video(path)
 
 
-class _PyAV:
-    """A video file by PyAV, whose packets have been listed and whose first frames decode."""
+class Video:
+    """A video file, whose packets have been listed and whose first frames decode."""
 
     reader = "pyav"
 
@@ -144,14 +133,6 @@ class _PyAV:
             return False
         rate = self.fps if self.fps > 0 else 25
         return lost > FEW and (damaged or lost > min(LOSS * claimed, LOSS_SECONDS * rate))
-
-    @property
-    def suits_decord(self) -> bool:
-        """Whether it is of a kind that decord reads, with nothing odd about it."""
-        container, codec = self.kind
-        known = container in DECORD_CONTAINERS and codec in DECORD_CODECS and not self._is_copy
-        whole = self.lost == 0 and self.n_frames == self._packets.n < LONG
-        return known and whole and self.pixels in DECORD_PIXELS and self._matrix is None
 
     def _decode(self, start: int | None = None) -> Iterator[VideoFrame]:
         """Frames from the start, or from a key frame at or before a time, as they are shown.
@@ -257,45 +238,3 @@ def _display_matrix(frame: VideoFrame) -> tuple[float, ...] | None:
         return None
     a, b, _, c, d, *_ = struct.unpack("9i", bytes(matrix))
     return a, b, c, d
-
-
-class _Decord:
-    """A video file by decord, which agrees with PyAV on the number and the first of its frames.
-
-    get_batch and skip_frames are silently wrong on some files (open GOP, HEVC): all frames up to
-    the last wanted one are decoded, in order. Where that fails, PyAV goes on.
-    """
-
-    reader = "decord"
-
-    def __init__(self, video: _PyAV) -> None:
-        self._video, self.n_frames, self.lost, self.fps = video, video.n_frames, 0, video.fps
-        decord.logging.set_level(decord.logging.QUIET)
-        # fault_tol: an error instead of a silent copy of the frame before
-        vr = decord.VideoReader(video.url, num_threads=1, fault_tol=1e-9)
-        rest = (vr.next() for _ in range(self.n_frames))
-        first, expected = list(islice(rest, FIRST)), map(video.rgb, video.first)
-        if len(vr) != self.n_frames or not all(map(_agree, first, expected)):
-            raise ValueError("decord and PyAV disagree")
-        self._frames = chain(first, rest)
-
-    def frames(self, order: Sequence[int]) -> Iterator[np.ndarray]:
-        done, frames = 0, enumerate(self._frames)
-        self._frames = chain()
-        with suppress(Exception):  # decord raises RuntimeError, AssertionError and its own
-            for i, frame in frames:
-                progress.tick()
-                if i == order[done]:
-                    yield frame.asnumpy()
-                    done += 1
-                    if done == len(order):
-                        return
-        self.reader = self._video.reader
-        yield from self._video.frames(order[done:])
-        self.n_frames, self.lost = self._video.n_frames, self._video.lost
-
-
-def _agree(frame: decord.ndarray.NDArray, expected: np.ndarray) -> bool:
-    """Whether two readers give the same picture; they may round apart."""
-    found = frame.asnumpy().astype(np.int16)
-    return found.shape == expected.shape and np.abs(found - expected).max() <= AGREE

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
@@ -36,7 +37,6 @@ Wanted: TypeAlias = Sequence[int] | Callable[[int], Sequence[int]] | None
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 TIMEOUT = 60.0  # seconds without progress granted to a file
-MAX_FILES = 500  # that a child reads before a new one takes over: what decord leaks stays bounded
 
 
 class VideoInfo(NamedTuple):
@@ -46,7 +46,7 @@ class VideoInfo(NamedTuple):
     fps: float
     height: int
     width: int
-    reader: str = ""  # "decord", "pyav" or, of a folder of frames, "pillow"
+    reader: str = ""  # "pyav" or, of a folder of frames, "pillow"
     lost: int = 0  # frames that the file claims beyond those that decode
 
 
@@ -55,7 +55,11 @@ class _EndsEarlier(Exception):
 
 
 def read_frames(
-    path: str | Path, wanted: Wanted = None, short_side: int | None = None, timeout: float = TIMEOUT
+    path: str | Path,
+    wanted: Wanted = None,
+    short_side: int | None = None,
+    timeout: float = TIMEOUT,
+    convert: Callable[[Tensor], Tensor] = lambda frames: frames,
 ) -> Tensor:
     """Frames of a video as a player shows them, turned if the file asks for it.
 
@@ -65,9 +69,12 @@ def read_frames(
             It is called again where fewer frames decode than the file claims.
         short_side: pixels of the shorter side after resizing; None: as stored.
         timeout: seconds without progress granted to the file.
+        convert: cuts, say, squares out of some frames (m, 3, H, W), before they are copied to
+            their place; it is called for a few frames at a time. -> (m, ..., H', W')
 
     Returns:
-        The wanted frames in the order asked, uint8, channels last in memory. (n, 3, H, W)
+        The wanted frames in the order asked, uint8; a view of (..., n, H', W') in memory.
+        (n, 3, H, W) or, by convert, (n, ..., H', W')
 
     Raises:
         ClipError: the file cannot be read, is damaged before the last wanted frame, is shorter, or
@@ -86,7 +93,8 @@ def read_frames(
             raise ClipError(path, f"has {n_total} frames, but frame {max(indices)} was asked for")
         order = sorted(set(indices))
         try:
-            frames = _collect(reader.frames(order), len(order), short_side)
+            chunks = (convert(_resize(chunk, short_side)) for chunk in reader.frames(order))
+            frames = _collect(chunks, len(order))
         except _EndsEarlier as error:
             info = error.args[0]
             continue
@@ -131,19 +139,13 @@ def _resize(chunk: np.ndarray, short_side: int | None) -> Tensor:
     return resize_short_side(frames, short_side) if short_side else frames
 
 
-def _collect(chunks: Iterator[np.ndarray], n_frames: int, short_side: int | None) -> Tensor:
-    """Chunks (m, H, W, 3) in one, resized. (n_frames, 3, H, W)"""
-    import torch
-
-    n = 0
-    out = torch.empty(0)
-    for chunk in chunks:
-        frames = _resize(chunk, short_side)
-        if n == 0:  # channels last
-            out = torch.empty((n_frames, *frames.shape[-2:], 3), dtype=torch.uint8)
-            out = out.permute(0, 3, 1, 2)  # (n, 3, H, W)
-        out[n : n + len(frames)] = frames
-        n += len(frames)
+def _collect(chunks: Iterator[Tensor], n_frames: int) -> Tensor:
+    """Chunks (m, ..., H, W) in one: a view of (..., n_frames, H, W). (n_frames, ..., H, W)"""
+    n, first = 0, next(chunks)
+    out = first.new_empty((*first.shape[1:-2], n_frames, *first.shape[-2:])).movedim(-3, 0)
+    for chunk in chain([first], chunks):
+        out[n : n + len(chunk)] = chunk
+        n += len(chunk)
     return out
 
 
@@ -243,10 +245,10 @@ _local = threading.local()  # this thread's .reader; .children of its pool, by r
 
 
 def _reader() -> _Reader:
-    """This thread's reader; a new one after a fork, after a failure, and every MAX_FILES files."""
+    """This thread's reader; a new one after a fork and after a failure."""
     reader = getattr(_local, "reader", None)
     if reader is not None:
-        if reader.idle and reader.pid == os.getpid() and reader.n_files < MAX_FILES:
+        if reader.idle and reader.pid == os.getpid():
             return reader
         reader.close()
     _local.reader = reader = _Reader()
@@ -274,7 +276,6 @@ class _Reader:
         self.close = weakref.finalize(
             self, _close, self.child, self.connection, self.memory, self.pid
         )
-        self.n_files = 0
         self.path, self.timeout = " ".join(arguments), 120.0
         try:
             self._request()
@@ -284,7 +285,6 @@ class _Reader:
     def ask(self, verb: str, path: str | Path, timeout: float) -> VideoInfo:
         """What the child finds out by "open" (its count may be too high) or by "probe"."""
         self.path, self.timeout = str(path), timeout
-        self.n_files += 1
         return VideoInfo(*self._request((verb, os.path.abspath(path))))  # it stays in its folder
 
     def frames(self, order: list[int]) -> Iterator[np.ndarray]:

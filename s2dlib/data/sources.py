@@ -51,7 +51,7 @@ def cause_of(error: Exception) -> str:
 class Source(Protocol):
     """A video that is open. n_frames may be too high by a few until its end has been decoded."""
 
-    reader: str  # "decord", "pyav" or "pillow"
+    reader: str  # "pyav" or "pillow"
     n_frames: int
     lost: int  # frames that the file claims and does not give
     fps: float

@@ -25,7 +25,7 @@ from s2dlib.presets import PRESETS, SAME_RUN
 from s2dlib.training.checkpoints import only_writer, write_history
 from s2dlib.training.run_config import Values, begin_run, read_json, write_json
 
-PACKAGES = ("torch", "torchvision", "numpy", "decord", "decord2", "s2dlib")  # one of the decords
+PACKAGES = ("torch", "torchvision", "numpy", "av", "s2dlib")
 SETTING = ["run", "preset", "variant", "seed", "recipe", "test_split"]
 COLUMNS = [*SETTING, "data", "device", "complete"]
 METRICS = ["top1", "top5", "snet_top1", "gmacs", "n_clips"]  # always there, NaN where not measured
