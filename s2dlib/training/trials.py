@@ -107,11 +107,20 @@ GRID = {
         start=(None, "zoom"),
         fields={"theta_source": "motion"},
     ),
+    "nothing": Trial(
+        words="from nothing, in one stage, at twice the epochs",
+        start=(None, None),
+        fields={"epochs": 64, "lr": 3e-3, "eval_every": 8},
+    ),
 }
 # EgoGestAR's, whose true moments nobody knows.
 GESTURES = {
-    "tsm": replace(GRID["tsm"], fields={"synopsis_size": [12, 96, 96], "epochs": 20}),
+    "tsm": replace(GRID["tsm"], fields={"synopsis_size": [12, 96, 96], "epochs": 26}),
     "start": GRID["start"],
+    "whole": Trial(
+        words="attention starts on the whole clip",
+        fields={"start": "uniform", "start_zoom": [1.0, 1.0]},
+    ),
 }
 # How much later than motion the word is: DNet's close-ups there, half as long; chosen on val.
 SHIFTS = {
