@@ -108,7 +108,7 @@ GRID = {
         fields={"theta_source": "motion"},
     ),
     "nothing": Trial(
-        words="from nothing, in one stage, at twice the epochs",
+        words="from nothing, in one stage of 64 epochs",
         start=(None, None),
         fields={"epochs": 64, "lr": 3e-3, "eval_every": 8},
     ),
