@@ -266,6 +266,16 @@ def test_frames_larger_than_the_shared_memory_come_whole(
     assert read_barcodes(read_frames(large)) == list(range(9))
 
 
+def test_a_child_frees_the_frames_of_the_files_before(tmp_path, make_video):
+    path = make_video(tmp_path / "a.mp4", n_frames=2, size=(256, 320))
+    pages = []
+    for _ in range(200):
+        read_frames(path)
+        pages.append(int(Path(f"/proc/{child().pid}/statm").read_text().split()[1]))
+    grown = (pages[-1] - pages[19]) * os.sysconf("SC_PAGE_SIZE")
+    assert grown < 180 * 256 * 320 * 1.5 / 2  # half of what a frame a file would hold
+
+
 PARENT = """
 import os, signal, sys, threading, time
 from s2dlib.data import readers

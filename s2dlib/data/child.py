@@ -5,6 +5,7 @@ Decoders hang and crash on some files: a bad file costs its own error and never 
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import signal
@@ -27,6 +28,7 @@ def _serve(connection: Connection, memory: int, parent: int) -> None:
     connection.send(True)
     progress.connection = connection
     source: Source | None = None
+    gc.freeze()
     with suppress(EOFError, BrokenPipeError):
         while True:
             verb, argument = connection.recv()
@@ -34,6 +36,8 @@ def _serve(connection: Connection, memory: int, parent: int) -> None:
                 if verb == "frames" and source is not None:
                     _send_frames(source, argument, connection, memory)
                 elif verb != "next":  # that was said before it was known that decoding fails
+                    source = None
+                    gc.collect()  # PyAV's frames hold themselves, and Python does not see how much
                     source, shape = decoding.open_video(argument), (0, 0)
                     if verb == "probe":  # decode all frames, one in memory at a time
                         for frame in source.frames(range(source.n_frames)):
