@@ -94,7 +94,7 @@ def compare(shape: str, kind: str, dtype: str) -> tuple[float, float, bool]:
     sys.path.append(str(ROOT / "tests"))
     from test_banded import dense
 
-    from s2dlib.kernels.triton import OnCuda
+    from s2dlib.kernels import triton
 
     (C, T, *sides), size = SHAPES[shape]
     frames, p = torch.randint(256, (2, C, T, *sides), dtype=torch.uint8, device=DEVICE), []
@@ -103,9 +103,9 @@ def compare(shape: str, kind: str, dtype: str) -> tuple[float, float, bool]:
         (mu, share), drawn = KINDS[kind], torch.rand(2, *(2, size[0])[:axes], device=DEVICE)
         delta = share * (0.5 + drawn[1]) * length / n_out
         p.append(grid_centres(mu + 0.2 * drawn[0], delta, n_out, length))
-    volume = OnCuda.volume(frames, *p, n)
+    volume = triton.volume(frames, *p, n)
     gradient = torch.randn_like(volume)
-    slopes, again = (OnCuda.slopes(frames, *p, n, gradient) for _ in range(2))
+    slopes, again = (triton.slopes(frames, *p, n, gradient) for _ in range(2))
     exact = [v.double().requires_grad_() for v in p]
     expected = dense(frames, *exact, n)
     exact = torch.autograd.grad((expected * gradient).sum(), exact)

@@ -50,8 +50,8 @@ def time_tiles(
     found: dict[str, float | None] = {}
     for zoom, clip in clips.items():  # frames, p_t, p_y, p_x, n, gradient
         calls = {
-            "forward": partial(triton.OnCuda.volume, *clip[:-1]),
-            "backward": partial(triton.OnCuda.slopes, *clip),
+            "forward": partial(triton.volume, *clip[:-1]),
+            "backward": partial(triton.slopes, *clip),
         }
         for what, call in calls.items():
             try:

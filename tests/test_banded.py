@@ -14,10 +14,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from s2dlib.kernels import banded, triton
+from s2dlib.kernels import banded, cpu, triton
 from s2dlib.kernels.band import REACH, TAPS, band
 from s2dlib.kernels.banded import BandedVolume
-from s2dlib.kernels.cpu import OnCpu
 from s2dlib.model import build_model
 from s2dlib.sampler import DetailSampler, Extent, gaussian_filters, grid_centres
 from s2dlib.training.windows import random_theta
@@ -100,14 +99,14 @@ def test_triton_volume_and_slopes_equal_cpu(where, kind, triton_kernels):
     p_t, p_y, p_x = (p.detach()[:, :T_D] for p in centres(where))
     p_y, p_x = (p[..., :1] + 0.8 * torch.arange(m) for p, m in ((p_y, H_D), (p_x, W_D)))
     arguments = [v.to(device).contiguous() for v in (frames, p_t, p_y, p_x, n)]
-    expected = OnCpu.volume(frames, p_t, p_y, p_x, n)
+    expected = cpu.volume(frames, p_t, p_y, p_x, n)
     scale = frames.float().abs().max().item()
     assert expected.shape == (2, 1, T_D, H_D, W_D)
     close = {"atol": 1e-5 * scale, "rtol": 1e-5}
-    assert_close(triton_kernels.OnCuda.volume(*arguments).cpu(), expected, **close)
+    assert_close(triton_kernels.volume(*arguments).cpu(), expected, **close)
     gradient = torch.randn_like(expected)
-    slopes = triton_kernels.OnCuda.slopes(*arguments, gradient.to(device))
-    for a, b in zip(slopes, OnCpu.slopes(frames, p_t, p_y, p_x, n, gradient), strict=True):
+    slopes = triton_kernels.slopes(*arguments, gradient.to(device))
+    for a, b in zip(slopes, cpu.slopes(frames, p_t, p_y, p_x, n, gradient), strict=True):
         assert_close(a.cpu(), b, atol=3e-4 * scale, rtol=1e-3)
 
 
@@ -214,7 +213,7 @@ def test_kernel_launches_and_operations_are_few(monkeypatch):
     kernels = pytest.importorskip("s2dlib.kernels.triton", exc_type=ImportError)
     for name in ("_taps", "_statistics", "_volume", "_slopes"):
         monkeypatch.setattr(kernels, name, Launched())
-    monkeypatch.setattr(banded, "_kernels", lambda frames: triton.OnCuda)
+    monkeypatch.setattr(banded, "_kernels", lambda frames: triton)
     frames, n = torch.randint(256, (1, 3, T, H, W), dtype=torch.uint8), torch.tensor([T])
     theta = random_theta(Extent(n, H, W), SIZE).map(lambda v: v.clone().requires_grad_())
     sampler = DetailSampler(SIZE, algorithm="banded")

@@ -31,9 +31,9 @@ def clip_and_centres(B=2, T=13, H=18, W=34, size=(2, 9, 20), C=1):
 
 def both(kernels, frames, p, n, gradient=None):
     """The volume, and the slopes of a gradient."""
-    volume = kernels.OnCuda.volume(frames, *p, n)
+    volume = kernels.volume(frames, *p, n)
     gradient = torch.ones_like(volume) if gradient is None else gradient
-    return volume, *kernels.OnCuda.slopes(frames, *p, n, gradient)
+    return volume, *kernels.slopes(frames, *p, n, gradient)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

@@ -9,15 +9,14 @@ Axes: B clips, C colours, T x H x W raw frames, T_D x H_D x W_D detail volume.
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
-from s2dlib.kernels.cpu import OnCpu
-
-if TYPE_CHECKING:
-    from s2dlib.kernels.triton import OnCuda
+from s2dlib.kernels import cpu
 
 SMALL = 2**21  # values of a clip, below which products of whole clips are faster (on a CPU)
 
@@ -27,12 +26,7 @@ class BandedVolume(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401
-        frames: Tensor,
-        p_t: Tensor,
-        p_y: Tensor,
-        p_x: Tensor,
-        n: Tensor,
+        ctx: FunctionCtx, frames: Tensor, p_t: Tensor, p_y: Tensor, p_x: Tensor, n: Tensor
     ) -> Tensor:
         """The volume of clips whose filters are centred at p.
 
@@ -67,9 +61,9 @@ def pays(frames: Tensor) -> bool:
     return frames[0].numel() >= SMALL
 
 
-def _kernels(frames: Tensor) -> type[OnCpu] | type[OnCuda]:
+def _kernels(frames: Tensor) -> ModuleType:
     if not frames.is_cuda:
-        return OnCpu
-    from s2dlib.kernels.triton import OnCuda  # triton comes with torch's CUDA builds only
+        return cpu
+    from s2dlib.kernels import triton  # comes with torch's CUDA builds only
 
-    return OnCuda
+    return triton

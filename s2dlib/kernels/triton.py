@@ -11,7 +11,9 @@ result repeats.
 Nothing outside a clip is ever read: a length is moved into [1, T], and a centre that is not a
 number gives NaN from the first pixels on.
 
-Names as in band.py; j and i index the volume's rows and columns, y and x the raw ones.
+Products are in float32, or in TF32 where torch.set_float32_matmul_precision allows it, as those of
+the dense form on CUDA. Kernels read what they are given as contiguous, and run on the device of the
+frames. Names as in band.py; j and i index the volume's rows and columns, y and x the raw ones.
 """
 
 from __future__ import annotations
@@ -221,46 +223,38 @@ def _slopes(
     tl.store(g_x + (bcz * n_j + tile // n_i) * W_D + i, tl.sum(g * by_x, axis=0), mask=i < W_D)
 
 
-class OnCuda:
-    """As banded.OnCpu; in float32, or in TF32 where torch.set_float32_matmul_precision allows it.
+def volume(frames: Tensor, p_t: Tensor, p_y: Tensor, p_x: Tensor, n: Tensor) -> Tensor:
+    """As BandedVolume.forward."""
+    frames, p_t, p_y, p_x, n = (v.contiguous() for v in (frames, p_t, p_y, p_x, n))
+    sizes, n_j, n_i = _sizes(frames, p_y, p_x)
+    B, C, _, H, W, T_D, H_D, W_D = len(frames), *sizes
+    out = p_y.new_empty(B, C, T_D, H_D, W_D)
+    with torch.cuda.device_of(frames):
+        first, weights, _ = _time_taps(p_t, n, frames.shape[2])
+        _volume[n_j * n_i, T_D, B * C](
+            frames, n, first, weights, p_y, _space_statistics(p_y, H),
+            p_x, _space_statistics(p_x, W), out, *sizes, **_constants(), maxnreg=REGISTERS,
+        )  # fmt: skip
+    return out
 
-    The dense form's products follow the same setting on CUDA. Kernels read what they are given as
-    contiguous, and run on the device of the frames.
-    """
 
-    @staticmethod
-    def volume(frames: Tensor, p_t: Tensor, p_y: Tensor, p_x: Tensor, n: Tensor) -> Tensor:
-        """As BandedVolume.forward."""
-        frames, p_t, p_y, p_x, n = (v.contiguous() for v in (frames, p_t, p_y, p_x, n))
-        sizes, n_j, n_i = _sizes(frames, p_y, p_x)
-        B, C, _, H, W, T_D, H_D, W_D = len(frames), *sizes
-        out = p_y.new_empty(B, C, T_D, H_D, W_D)
-        with torch.cuda.device_of(frames):
-            first, weights, _ = _time_taps(p_t, n, frames.shape[2])
-            _volume[n_j * n_i, T_D, B * C](
-                frames, n, first, weights, p_y, _space_statistics(p_y, H),
-                p_x, _space_statistics(p_x, W), out, *sizes, **_constants(), maxnreg=REGISTERS,
-            )  # fmt: skip
-        return out
-
-    @staticmethod
-    def slopes(
-        frames: Tensor, p_t: Tensor, p_y: Tensor, p_x: Tensor, n: Tensor, gradient: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As BandedVolume.backward."""
-        frames, p_t, p_y, p_x, n, gradient = (
-            v.contiguous() for v in (frames, p_t, p_y, p_x, n, gradient)
-        )
-        sizes, n_j, n_i = _sizes(frames, p_y, p_x)
-        B, C, T, H, W, T_D, H_D, W_D = len(frames), *sizes
-        g_t = p_t.new_empty(B, C, T_D, n_j * n_i)
-        g_y, g_x = p_y.new_empty(B, C, T_D, n_i, H_D), p_x.new_empty(B, C, T_D, n_j, W_D)
-        with torch.cuda.device_of(frames):
-            _slopes[n_j * n_i, T_D, B * C](
-                frames, n, *_time_taps(p_t, n, T), p_y, _space_statistics(p_y, H),
-                p_x, _space_statistics(p_x, W), gradient, g_t, g_y, g_x, *sizes, **_constants(),
-            )  # fmt: skip
-        return g_t.sum((1, 3)), g_y.sum((1, 3)), g_x.sum((1, 3))
+def slopes(
+    frames: Tensor, p_t: Tensor, p_y: Tensor, p_x: Tensor, n: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As BandedVolume.backward."""
+    frames, p_t, p_y, p_x, n, gradient = (
+        v.contiguous() for v in (frames, p_t, p_y, p_x, n, gradient)
+    )
+    sizes, n_j, n_i = _sizes(frames, p_y, p_x)
+    B, C, T, H, W, T_D, H_D, W_D = len(frames), *sizes
+    g_t = p_t.new_empty(B, C, T_D, n_j * n_i)
+    g_y, g_x = p_y.new_empty(B, C, T_D, n_i, H_D), p_x.new_empty(B, C, T_D, n_j, W_D)
+    with torch.cuda.device_of(frames):
+        _slopes[n_j * n_i, T_D, B * C](
+            frames, n, *_time_taps(p_t, n, T), p_y, _space_statistics(p_y, H),
+            p_x, _space_statistics(p_x, W), gradient, g_t, g_y, g_x, *sizes, **_constants(),
+        )  # fmt: skip
+    return g_t.sum((1, 3)), g_y.sum((1, 3)), g_x.sum((1, 3))
 
 
 def _sizes(frames: Tensor, p_y: Tensor, p_x: Tensor) -> tuple[tuple[int, ...], int, int]:
