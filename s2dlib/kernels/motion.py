@@ -28,27 +28,23 @@ def find_motion(frames: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor, Tenso
         Time in raw frames; height and width, fractions of the clip's. (B,) each
     """
     with torch.autocast(frames.device.type, enabled=False):  # bfloat16 sees no small change
-        return _find_motion(frames, n_frames)
-
-
-def _find_motion(frames: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    T = frames.shape[2]
-    # Every other pixel and one colour: means over cells need no more, and it takes a tenth.
-    gray = frames[:, 0, :, ::2, ::2].float()  # (B, T, H / 2, W / 2)
-    rows, columns = (F.adaptive_avg_pool1d(_eye(gray, n), CELLS) for n in gray.shape[2:])
-    cells = rows.T @ (gray @ columns)  # (B, T, cells, cells)
-    times = torch.arange(1, T, device=frames.device)  # (T - 1,)
-    change = cells.diff(dim=1).abs() * (times < n_frames[:, None])[..., None, None]
-    around = _mean_around(_eye(gray, CELLS), 5)  # (cells, cells)
-    change = around.T @ change @ around  # (B, T - 1, cells, cells)
-    stretch = min(STRETCH, T - 1)
-    stretch -= 1 - stretch % 2
-    change = _mean_around(_eye(gray, T - 1), stretch).T @ change.flatten(2)  # (B, T - 1, cells^2)
-    place = change.amax(1).argmax(1)  # (B,)
-    there = change[torch.arange(len(place), device=place.device), :, place]  # (B, T - 1)
-    above = (there - there.amax(1, keepdim=True) / 2).clamp(min=0) + 1e-6
-    t = (above * times).sum(1) / above.sum(1)
-    return t, (place // CELLS + 0.5) / CELLS, (place % CELLS + 0.5) / CELLS
+        T = frames.shape[2]
+        # Every other pixel and one colour: means over cells need no more, and it takes a tenth.
+        gray = frames[:, 0, :, ::2, ::2].float()  # (B, T, H / 2, W / 2)
+        rows, columns = (F.adaptive_avg_pool1d(_eye(gray, n), CELLS) for n in gray.shape[2:])
+        cells = rows.T @ (gray @ columns)  # (B, T, cells, cells)
+        times = torch.arange(1, T, device=frames.device)  # (T - 1,)
+        change = cells.diff(dim=1).abs() * (times < n_frames[:, None])[..., None, None]
+        around = _mean_around(_eye(gray, CELLS), 5)  # (cells, cells)
+        change = around.T @ change @ around  # (B, T - 1, cells, cells)
+        stretch = (min(STRETCH, T - 1) - 1) // 2 * 2 + 1  # odd
+        around = _mean_around(_eye(gray, T - 1), stretch)  # (T - 1, T - 1)
+        change = around.T @ change.flatten(2)  # (B, T - 1, cells^2)
+        place = change.amax(1).argmax(1)  # (B,)
+        there = change[torch.arange(len(place), device=place.device), :, place]  # (B, T - 1)
+        above = (there - there.amax(1, keepdim=True) / 2).clamp(min=0) + 1e-6
+        t = (above * times).sum(1) / above.sum(1)
+        return t, (place // CELLS + 0.5) / CELLS, (place % CELLS + 0.5) / CELLS
 
 
 # Means as products: a matrix product takes less time than a pooling whose windows overlap.
