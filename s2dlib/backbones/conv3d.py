@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from s2dlib.backbones.base import Backbone
-
-
-class Luminance(nn.Module):
-    """The mean of the colour channels: a third of the work where videos are gray anyway."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, 3, T, H, W). Returns (B, 1, T, H, W)."""
-        return x.mean(dim=1, keepdim=True)
+from s2dlib.backbones.tsm import Luminance
 
 
 def conv3d(widths: tuple[int, ...], strides: tuple[int, ...]) -> Backbone:

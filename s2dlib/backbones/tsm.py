@@ -136,7 +136,7 @@ class Luminance(nn.Module):
     """The mean of the colour channels: a third of the work where videos are gray anyway."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B T, 3, H, W). Returns (B T, 1, H, W)."""
+        """x: (n, 3, ...). Returns (n, 1, ...)."""
         return x.mean(dim=1, keepdim=True)
 
 
