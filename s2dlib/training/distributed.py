@@ -43,22 +43,6 @@ def all_reduce(sums: Mapping[str, Tensor | float]) -> dict[str, float]:
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
-class Sum(torch.autograd.Function):
-    """Add a tensor up over all processes, whose gradients add up in turn."""
-
-    @staticmethod
-    def forward(ctx: object, value: Tensor) -> Tensor:
-        """value: (...,) in each process. Returns the sum, the same in all. (...,)"""
-        value = value.clone()
-        dist.all_reduce(value)
-        return value
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        """gradient: of this process's loss. (...,) Returns that of all losses. (...,)"""
-        return Sum.forward(ctx, gradient)
-
-
 class GlobalBatchNorm(_BatchNorm):
     """Batch norm over the clips of all processes, on any device; SyncBatchNorm is for GPUs only."""
 
@@ -69,10 +53,12 @@ class GlobalBatchNorm(_BatchNorm):
         """input: (B, C, ...). Returns the same shape."""
         if not self.training:
             return super().forward(input)
+        from torch.distributed.nn import functional as F  # with gradients, which add up in turn
+
         x = input.transpose(0, 1).flatten(1)  # (C, B ...)
-        sums = Sum.apply(torch.cat((x.sum(1), x.new_tensor([x.shape[1]]))))  # (C + 1,)
+        sums = F.all_reduce(torch.cat((x.sum(1), x.new_tensor([x.shape[1]]))))  # (C + 1,)
         n, mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()  # (), (C,)
-        variance = Sum.apply((x - mean[:, None]).square().sum(1)) / n  # (C,)
+        variance = F.all_reduce((x - mean[:, None]).square().sum(1)) / n  # (C,)
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None
             assert self.num_batches_tracked is not None and self.momentum is not None
