@@ -12,17 +12,14 @@ then casts the weights, as in evaluation.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from functools import partial
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from s2dlib.apps.inference import for_inference
 from s2dlib.kernels.graph import as_cuda_graph
-from s2dlib.model import Output, S2DNet, build_model
+from s2dlib.model import S2DNet, build_model
 from s2dlib.presets import PRESETS
 from s2dlib.report import records, tables
 from s2dlib.report.cost import latency
@@ -38,12 +35,6 @@ def compiled(model: S2DNet) -> S2DNet:
     return model
 
 
-def forward(model: S2DNet, frames: Tensor, device: str) -> Output:
-    """One pass. An autocast around several would cast the weights in the first one only."""
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        return model(frames)
-
-
 def measure(names: list[str], B: int, forms: list[str], device: str, n_runs: int) -> pd.DataFrame:
     """Latency of every model in every form; ratio is to S2DNet, the first, in the same form."""
     data = PRESETS[names[0]].data
@@ -56,8 +47,10 @@ def measure(names: list[str], B: int, forms: list[str], device: str, n_runs: int
         models[name, "folded"] = for_inference(plain)
         if "compiled" in forms:
             models[name, "compiled"] = compiled(for_inference(plain))
+    # Entered by each pass: an autocast around several would cast the weights in the first one only.
+    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
     calls = {
-        f"{name}/{form}": partial(forward, model, frames, device)
+        f"{name}/{form}": autocast(partial(model, frames))
         for (name, form), model in models.items()
         if form in forms
     }
@@ -87,8 +80,7 @@ def main() -> None:
     print(f"{device}, {torch.get_num_threads()} threads")
     print(tables.as_text(table).to_string(index=False))
     if chosen.out:
-        command = shlex.join(["python", "benchmarks/models.py", *sys.argv[1:]])
-        source = records.provenance(command, device, 0, "random frames")
+        source = records.provenance(None, device, 0, "random frames")
         tables.write_measured(table, chosen.out, source)
 
 

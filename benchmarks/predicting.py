@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import shlex
 import statistics
-import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -77,21 +77,16 @@ def compare(
 ) -> dict[str, float]:
     """A row of the table."""
     device, n = "cuda" if torch.cuda.is_available() else "cpu", len(paths)
-    clips, ahead = [load_views(path, model.data) for path in paths[:8]], workers + batch_size
+    read, run_out = partial(load_views, config=model.data), deque[object](maxlen=0).extend
+    clips, ahead = list(map(read, paths[:8])), workers + batch_size
     model.to(device)
     if device != "cpu":
         clips = [clip.pin_memory() for clip in clips]
     parts = {
-        "reader": lambda: all(
-            len(views) > 0
-            for views in read_ahead(lambda p: load_views(p, model.data), paths, workers, ahead)
-        ),
+        "reader": lambda: run_out(read_ahead(read, paths, workers, ahead)),
         "network": lambda: compute(model, clips, n, batch_size, device),
-        "together": lambda: list(
-            row
-            for _, row, _ in predictions(
-                model, paths, device=device, workers=workers, batch_size=batch_size
-            )
+        "together": lambda: run_out(
+            predictions(model, paths, device=device, workers=workers, batch_size=batch_size)
         ),
     }
     rates = measure(parts, n, rounds)
@@ -129,8 +124,7 @@ def main() -> None:
     if given.out:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         data = f"{len(paths)} videos of {given.videos or 'synthetic'}"
-        command = "python " + shlex.join(sys.argv)
-        write_measured(table, given.out, provenance(command, device, 0, data))
+        write_measured(table, given.out, provenance(None, device, 0, data))
 
 
 if __name__ == "__main__":

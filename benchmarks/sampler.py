@@ -14,9 +14,7 @@ products in float32 and in TF32.
 from __future__ import annotations
 
 import argparse
-import shlex
 import statistics
-import sys
 from collections.abc import Callable
 
 import pandas as pd
@@ -24,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2dlib.kernels.band import TAPS, band
+from s2dlib.kernels.band import TAPS, first_tap
 from s2dlib.kernels.banded import BandedVolume
 from s2dlib.report import records, tables
 from s2dlib.report.cost import milliseconds
@@ -92,15 +90,8 @@ def trilinear(frames: Tensor, theta: Theta, n: Tensor) -> Tensor:
     p_t, p_y, p_x = (2 * p / length - 1 for p, length in zip(
         centres(theta, n), frames.shape[2:], strict=True
     ))  # fmt: skip
-    shape = (len(p_t), *SIZE)
-    grid = torch.stack(
-        [
-            p_x[:, :, None, :].expand(shape),
-            p_y[:, :, :, None].expand(shape),
-            p_t[:, :, None, None].expand(shape),
-        ],
-        dim=-1,
-    )
+    axes = torch.broadcast_tensors(p_x[:, :, None], p_y[..., None], p_t[..., None, None])
+    grid = torch.stack(axes, dim=-1)  # (B, T_D, H_D, W_D, 3)
     return F.grid_sample(frames.float(), grid, padding_mode="border", align_corners=False)
 
 
@@ -120,15 +111,10 @@ def least_work(theta: Theta, n: Tensor, channels: int) -> tuple[int, int]:
     Multiply-adds: TAPS for each value of the three steps, time first, in the window reached.
     """
     (T_D, H_D, W_D), (p_t, p_y, p_x) = SIZE, (p.detach() for p in centres(theta, n))
-    touched = macs = 0
+    taps, touched, macs = torch.arange(TAPS, device=n.device), 0, 0
     for b in range(len(n)):
         t, y, x = (
-            len(
-                (
-                    band(p, torch.tensor(length, device=p.device)).first[:, None]
-                    + torch.arange(TAPS, device=p.device)
-                ).unique()
-            )
+            len((first_tap(p, length)[:, None] + taps).unique())
             for p, length in ((p_t[b], int(n[b])), (p_y[b, 0], SIDE), (p_x[b, 0], SIDE))
         )
         touched += channels * (t * y * x + 4 * T_D * H_D * W_D)
@@ -229,8 +215,7 @@ def main() -> None:
     print(f"{device}, {torch.get_num_threads()} threads: {found}")
     print(tables.as_text(table).to_string(index=False))
     if chosen.out:
-        command = shlex.join(["python", "benchmarks/sampler.py", *sys.argv[1:]])
-        source = records.provenance(command, device, 0, f"random frames, {SIDE} x {SIDE}")
+        source = records.provenance(None, device, 0, f"random frames, {SIDE} x {SIDE}")
         tables.write_measured(table, chosen.out, source | found)
 
 

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -180,8 +178,7 @@ def main() -> None:
     row = {"preset": args.preset, "batch_size": config.batch_size, "workers": config.workers}
     row |= rounds.median().to_dict()
     row |= {"loop_of_step": (rounds["loop"] / rounds["step"]).median()} | scaling
-    command = shlex.join(["python", "benchmarks/training.py", *sys.argv[1:]])
-    source = provenance(command, device, 0, csv if args.csv else args.preset)
+    source = provenance(None, device, 0, csv if args.csv else args.preset)
     table = pd.DataFrame([row | {"rounds": args.rounds, "device": source["device"]}])
     print(table.T.to_string(header=False))
     if args.out:

@@ -129,7 +129,8 @@ def test_sampler_ways_give_the_same_volume():
 
 @pytest.mark.slow
 def test_sampler_benchmark_writes_table_with_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["sampler.py", "--smoke", "--out", str(tmp_path / "sampler")])
+    words = ["benchmarks/sampler.py", "--smoke", "--out", str(tmp_path / "sampler")]
+    monkeypatch.setattr(sys, "argv", words)
     sampler.main()
     table = pd.read_csv(tmp_path / "sampler.csv")
     ways = set(sampler.WAYS) - (set() if torch.cuda.is_available() else {"banded, TF32"})

@@ -171,6 +171,9 @@ def test_provenance_says_how_to_repeat_a_run(monkeypatch):
     assert source["seed"] == 3 and source["data"] == "clips" and source["device"]
     assert provenance("make", "cpu", 0, "clips")["command"] == "make"
     monkeypatch.delenv("S2D_COMMAND")
+    monkeypatch.setattr(sys, "argv", ["train.py", "two words"])
+    assert provenance(None, "cpu", 0, "clips")["command"] == "python train.py 'two words'"
+    monkeypatch.setitem(sys.modules, "ipykernel", None)
     assert provenance(None, "cpu", 0, "clips")["command"] == "by hand in JupyterLab"
 
 

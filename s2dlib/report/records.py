@@ -10,6 +10,7 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -35,15 +36,17 @@ def provenance(command: str | None, device: torch.device | str, seed: int, data:
     """How a record came about, enough to repeat it.
 
     Args:
-        command: the shell command; None: the one of s2d run, if it started this.
+        command: the shell command; None: the one of s2d run or of a script that runs this.
         data: the data set's name or its CSV.
     """
+    by_hand = "ipykernel" in sys.modules
+    started = "by hand in JupyterLab" if by_hand else shlex.join(["python", *sys.argv])
     device, installed = torch.device(device), {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             installed[name] = version(name)
     return {
-        "command": command or os.environ.get("S2D_COMMAND", "by hand in JupyterLab"),
+        "command": command or os.environ.get("S2D_COMMAND") or started,
         "commit": _commit(Path(__file__).resolve().parents[2]),
         "versions": installed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
