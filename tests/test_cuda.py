@@ -122,7 +122,8 @@ def training_step(
 ) -> tuple[Output, dict[str, Tensor]]:
     """As in epoch.train_epoch."""
     optimizer.zero_grad()
-    out, sums = epoch.backward(model, model, batch, recipe, CUDA, 1.0)
+    state = epoch.TrainState(model, optimizer, recipe, device=CUDA)
+    out, sums = epoch.backward(state, batch, 1.0)
     norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad_norm)
     assert norm.isfinite() & sums["loss"].isfinite()
     optimizer.step()
@@ -178,7 +179,8 @@ def test_cuda_rows_and_recipes_keep_float32_and_do_not_wait(
     for row, recipe in cases:
         model, batch = fake_model(preset, row), batch_of(preset)
         with counted() as lines:
-            check(*epoch.backward(model, model, batch, recipe, CUDA, 1.0))
+            state = epoch.TrainState(model, None, recipe, device=CUDA)
+            check(*epoch.backward(state, batch, 1.0))
         assert not lines
         if recipe is recipes[0] or recipe.theta_source in ("frozen", "truth"):
             evaluation_step(model, batch, recipe)

@@ -25,7 +25,7 @@ from s2dlib.losses import s2d_loss
 from s2dlib.model import Output, S2DNet
 from s2dlib.training.checkpoints import random_state, set_random_state
 from s2dlib.training.distributed import all_gather, rank_and_world_size, shard
-from s2dlib.training.evaluation import Means, batch_sums, n_failed, theta_means, theta_shares
+from s2dlib.training.evaluation import Means, batch_sums, n_failed, theta_moments, theta_shares
 from s2dlib.training.optim import epoch_batches, learning_rate, seed_everything, set_learning_rates
 from s2dlib.training.windows import theta_from_source
 
@@ -111,14 +111,16 @@ def resume_epoch(state: TrainState, dataset: VideoDataset, begun: dict[str, Any]
     rank, world_size = rank_and_world_size()
     for before in begun["ranks"][rank::world_size]:
         set_random_state(before["random"], state.device)
-        means.add_state(before["means"], state.device)
+        n, sums = before["means"]
+        means.add(n, {name: value.to(state.device) for name, value in sums.items()})
         dataset.failed |= before["failed"]
     return means
 
 
 def gather_ranks(state: TrainState, dataset: VideoDataset, means: Means) -> list[dict[str, Any]]:
     """What each process needs to go on within an epoch."""
-    mine = {"random": random_state(state.device), "means": means.state()}
+    sums = {name: value.cpu() for name, value in means.sums.items()}
+    mine = {"random": random_state(state.device), "means": (means.n, sums)}
     return all_gather(mine | {"failed": dataset.failed})
 
 
@@ -148,34 +150,26 @@ def forward_backward(
         if isinstance(state.net, DistributedDataParallel) and i + 1 < accumulate:
             last = state.net.no_sync()
         with last:
-            out, sums = backward(
-                state.net or state.model, state.model, batch, state.config, state.device, weight
-            )
+            out, sums = backward(state, batch, weight)
         loss = loss + sums["loss"]
-        means.add(len(batch["label"]), sums, theta_means(out))
+        means.add(len(batch["label"]), sums)
     return out, loss
 
 
-def backward(
-    net: nn.Module,
-    model: S2DNet,
-    batch: Batch,
-    config: TrainConfig,
-    device: torch.device,
-    weight: float,
-) -> tuple[Output, dict[str, Tensor]]:
+def backward(state: TrainState, batch: Batch, weight: float) -> tuple[Output, dict[str, Tensor]]:
     """Add the gradients of a batch's loss, times weight. Returns output, and sums over clips.
 
     The batch lies on the device, and nothing here makes the CPU wait for it.
     """
-    labels, theta = batch["label"], theta_from_source(model, batch, config.theta_source)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and device.type == "cuda"):
-        out = net(batch["frames"], batch["n_frames"], theta)
+    labels, config, kind = batch["label"], state.config, state.device.type
+    theta = theta_from_source(state.model, batch, config.theta_source)
+    with torch.autocast(kind, torch.bfloat16, enabled=config.amp and kind == "cuda"):
+        out = (state.net or state.model)(batch["frames"], batch["n_frames"], theta)
     loss = s2d_loss(out, labels, config.alpha, config.masked, config.label_smoothing)
     (loss * weight).backward()
     with torch.no_grad():
         sums = batch_sums(out, labels) | {"loss": loss.detach().double() * len(labels)}
-        return out, sums | theta_shares(out, batch)
+        return out, sums | theta_shares(out, batch) | theta_moments(out)
 
 
 def not_finite(

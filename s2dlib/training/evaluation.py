@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,66 +19,50 @@ from s2dlib.training.windows import distance_to_truth, theta_from_source
 
 
 class Means:
-    """Means and standard deviations over clips, summed in float64 as they come."""
+    """Means over clips, and standard deviations of some, summed in float64 as they come."""
 
     def __init__(self) -> None:
         self.n = 0
         self.sums: dict[str, Tensor] = {}
-        self.moments: dict[str, Tensor] = {}  # sum and sum of squares, where both are asked. (2,)
 
-    def add(self, n: int, sums: dict[str, Tensor], values: dict[str, Tensor] | None = None) -> None:
-        """Count n more clips.
+    def add(self, n: int, sums: dict[str, Tensor]) -> None:
+        """Count n more clips. sums: over these, whose mean is asked. () each
 
-        Args:
-            sums: over these clips, whose mean is asked. () each
-            values: of each clip, whose mean and deviation are asked. (n,) each
+        After name_mean may come name_square, the sum of squares: the deviation is asked, too.
         """
         self.n += n
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0) + value
-        for name, value in (values or {}).items():
-            moments = torch.stack((value.sum(), (value**2).sum()))
-            self.moments[name] = self.moments.get(name, 0) + moments
-
-    def state(self) -> dict[str, Any]:
-        """What add_state takes, on the CPU: for a checkpoint."""
-        sums = {name: value.cpu() for name, value in self.sums.items()}
-        moments = {name: value.cpu() for name, value in self.moments.items()}
-        return {"n": self.n, "sums": sums, "moments": moments}
-
-    def add_state(self, state: dict[str, Any], device: torch.device) -> None:
-        """Count what another had counted by its state()."""
-        self.n += state["n"]
-        for mine, theirs in ((self.sums, state["sums"]), (self.moments, state["moments"])):
-            for name, value in theirs.items():
-                mine[name] = mine.get(name, 0) + value.to(device)
 
     def all_reduce(self) -> dict[str, float]:
-        """Over all processes: the mean of each sum; of values name_mean and name_std.
+        """Over all processes: the mean of each sum; of squares name_std in their place.
 
         Raises:
             ValueError: no clip was counted.
         """
-        n, sums = sum(all_gather(self.n)), all_reduce(self.sums)
+        n, found = sum(all_gather(self.n)), dict[str, float]()
         if n == 0:
             raise ValueError("no clips to evaluate: the split is empty")
-        first = all_reduce({name: value[0] for name, value in self.moments.items()})
-        second = all_reduce({name: value[1] for name, value in self.moments.items()})
-        found = {name: value / n for name, value in sums.items()}
-        for name, value in first.items():
-            found[f"{name}_mean"] = mean = value / n
-            found[f"{name}_std"] = math.sqrt(max(0.0, second[name] / n - mean**2))
+        for name, value in all_reduce(self.sums).items():
+            stem = name.removesuffix("_square")
+            if stem == name:
+                found[name] = value / n
+            else:
+                variance = value / n - found[f"{stem}_mean"] ** 2
+                found[f"{stem}_std"] = math.sqrt(max(0.0, variance))
         return found
 
 
-def theta_means(out: Output) -> dict[str, Tensor]:
-    """Theta's six parameters, each clip's mean over its detail frames. (B,) each, float64
+def theta_moments(out: Output) -> dict[str, Tensor]:
+    """Sums over the clips, for Means: theta's six, each clip's mean over its detail frames. () each
 
     None of a network alone, which has no theta.
     """
-    if out.theta is None:
-        return {}
-    return {k: v.detach().double().view(len(v), -1).mean(1) for k, v in vars(out.theta).items()}
+    sums: dict[str, Tensor] = {}
+    for name, value in ({} if out.theta is None else vars(out.theta)).items():
+        mean = value.detach().double().view(len(value), -1).mean(1)  # (B,)
+        sums |= {f"{name}_mean": mean.sum(), f"{name}_square": (mean**2).sum()}
+    return sums
 
 
 def theta_shares(out: Output, batch: Batch) -> dict[str, Tensor]:
@@ -165,8 +148,8 @@ def evaluate(
         with torch.autocast(device.type, torch.bfloat16, enabled=amp and device.type == "cuda"):
             out = model(batch["frames"], batch["n_frames"], look)
         sums = batch_sums(out, batch["label"], dataset.n_crops) | theta_shares(out, batch)
-        sums |= truth_statistics(out, batch)
-        means.add(len(batch["label"]), sums, theta_means(out))
+        sums |= truth_statistics(out, batch) | theta_moments(out)
+        means.add(len(batch["label"]), sums)
         if on_batch is not None:
             on_batch(out, batch)
     model.train(was_training)
