@@ -26,7 +26,6 @@ class Job:
 
     rule: str
     outputs: list[Path]
-    logs: list[str]
     begun: float = field(default_factory=time.monotonic)  # seconds
 
     def __str__(self) -> str:
@@ -60,7 +59,7 @@ class ProgressHandler(logging.Handler):
         match said.get("event"):
             case "job_info":
                 outputs = [Path(path) for path in said["output"]]
-                self.jobs[said["jobid"]] = Job(said["rule_name"], outputs, said["log"])
+                self.jobs[said["jobid"]] = Job(said["rule_name"], outputs)
                 if not outputs:  # the last one, which prints
                     self.bar.close()
             case "job_finished":
