@@ -27,16 +27,14 @@ def configure(
     csv: str = "",
     start: S2DNet | None = None,
     smoke: bool = False,
-    top: str = "..",
 ) -> Preset:
-    """A preset with one recipe, and what a run changes about it.
+    """A preset with one recipe, and what a run of 02_train changes about it.
 
     Args:
         changes: field -> value, of model, data or training.
         csv: of another data set than the preset's.
         start: a trained model, whose networks and clips take the place of the preset's.
         smoke: eight clips a split and one epoch, to see that everything runs.
-        top: the repository, where the preset's own paths start.
 
     Raises:
         ValueError: no such recipe, or no such field.
@@ -45,8 +43,9 @@ def configure(
     base = with_networks_of(base, start.config, start.data) if start else base
     few = {"epochs": 1, "n_clips": 8, "batch_size": 4} if smoke else {}
     setting = override(base, recipe, {**changes, **few})
-    cache = setting.data.cache and str(Path(top) / setting.data.cache)
-    data = replace(setting.data, csv=csv or str(Path(top) / setting.data.csv), cache=cache)
+    top = Path("..")  # of notebooks/: the repository, where the preset's own paths start
+    cache = setting.data.cache and str(top / setting.data.cache)
+    data = replace(setting.data, csv=csv or str(top / setting.data.csv), cache=cache)
     return replace(setting, data=data)
 
 
