@@ -138,12 +138,6 @@ def written(text: str, root: Path) -> str:
     return BLOCK.sub(block, text)
 
 
-def write_pages(root: Path) -> None:
-    """Write the blocks of all PAGES anew."""
-    for name in PAGES:
-        write_atomic(root / name, written((root / name).read_text(), root))
-
-
 def _plus_minus(value: float, spread: float) -> str:
     """One decimal, and the spread where there is one."""
     if pd.isna(value):
@@ -152,4 +146,6 @@ def _plus_minus(value: float, spread: float) -> str:
 
 
 if __name__ == "__main__":
-    write_pages(Path(__file__).resolve().parents[2])
+    root = Path(__file__).resolve().parents[2]
+    for name in PAGES:
+        write_atomic(root / name, written((root / name).read_text(), root))
