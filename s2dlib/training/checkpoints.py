@@ -69,10 +69,9 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def write_weights(model: nn.Module, path: Path) -> Path:
-    """Write the weights as safetensors, whole or not at all. Returns the path."""
+def write_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights as safetensors, whole or not at all."""
     write_atomic(path, _weights(model), durable=True)
-    return path
 
 
 def write_history(run_dir: Path, history: list[dict[str, float]]) -> None:

@@ -16,9 +16,8 @@ from s2dlib.training.distributed import rank_and_world_size
 
 def seed_everything(seed: int, epoch: int = 0) -> None:
     """Seed Python, numpy and torch (all devices) from (seed, epoch), each process differently."""
-    mixed = int(
-        np.random.SeedSequence((seed, epoch, rank_and_world_size()[0])).generate_state(1)[0]
-    )
+    sequence = np.random.SeedSequence((seed, epoch, rank_and_world_size()[0]))
+    mixed = int(sequence.generate_state(1)[0])
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)
@@ -46,11 +45,9 @@ def make_optimizer(model: S2DNet, config: TrainConfig) -> torch.optim.Optimizer:
     Each holds `peak`, the rate at the top, and `wait`, the epochs before which its rate is 0. All
     else falls apart further where linear layers or biases have rates of their own.
     """
-    theta: set[nn.Parameter] = set()
-    zooms: set[nn.Parameter] = set()
-    if model.snet is not None and model.snet.theta_head is not None:
-        theta = set(model.snet.theta_head.parameters())
-        zooms = set(model.snet.theta_head.branches.zooms())
+    head = model.snet and model.snet.theta_head
+    theta = set(head.parameters()) if head else set()
+    zooms = set(head.branches.zooms()) if head else set()
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     convolutions = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)]
     fully_connected = {p for layer in linear for p in layer.parameters(recurse=False)}
