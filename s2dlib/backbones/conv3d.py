@@ -15,9 +15,7 @@ def conv3d(widths: tuple[int, ...], strides: tuple[int, ...]) -> Backbone:
     On 700 clips of a speaking mouth it learns to read in epochs in which the shift network of the
     same widths (tsm.tiny) hardly begins to.
 
-    Args:
-        widths: channels of stem, res3, res4, res5.
-        strides: in space, of each; in time there is none.
+    widths: channels of stem, res3, res4, res5. strides: in space, of each; in time there is none.
     """
     stages: dict[str, nn.Module] = {}
     n_in = 1

@@ -69,8 +69,7 @@ def load_weights(
     """Load a state_dict whole; an error names what is missing, unexpected or of another shape.
 
     Args:
-        module: gets the weights.
-        source: where they come from, for the error.
+        source: where the weights come from, for the error.
         published: parts of our keys -> what the state calls them (renamed). A layer that is a
             convolution here and linear there has a weight of the same size, not shape.
         optional: how keys begin that may be missing; they keep the module's own weights.
@@ -99,10 +98,8 @@ def load_torchvision(name: str, weights: str | None) -> Any:  # noqa: ANN401
     """A torchvision network, with attributes of its own; its classifier layer is not used here.
 
     Args:
-        name: as torchvision's get_model takes it.
         weights: one of torchvision's weights names ("IMAGENET1K_V1", "DEFAULT"), a local file that
-            holds a state_dict under torchvision's or the TSM authors' names, or None for random
-            weights.
+            holds a state_dict under torchvision's or the TSM authors' names, or None: random ones.
 
     Raises:
         FileNotFoundError: weights is neither a name nor a file.

@@ -64,12 +64,8 @@ def begin(
     """Write config.json before the first step: all that the run depends on, and how it came about.
 
     Args:
-        model, train_set, val_set, config, seed, device: as fit is to be given them.
+        model, train_set, val_set, config, seed, device: as fit is to be given them; errors as well.
         setting: preset, variant, recipe and test_split, by name.
-
-    Raises:
-        ValueError: checkpoints there are of another run; the folder stays as it is.
-        RuntimeError: another process is writing this run.
     """
     source = records.provenance(None, device, seed, Path(train_set.config.csv).stem)
     record = setting | describe_run(model, train_set, val_set, config, seed)

@@ -108,12 +108,7 @@ def detail_box(
 
 
 def boxes(ax: Axes, frame: Tensor, theta: Theta, z: int, size: tuple[int, int, int]) -> Axes:
-    """The box that detail frame z (from 0) covers, on a raw frame.
-
-    Args:
-        frame: uint8, or float in [0, 1]. (C, H, W)
-        size: (T_D, H_D, W_D)
-    """
+    """The box that detail frame z (from 0) covers, on a raw frame (C, H, W). size: T_D, H_D, W_D"""
     frame_strip(ax, frame[:, None], labels=[""])
     return _draw_box(ax, detail_box(theta, z, frame.shape[-2:], size), BLUE)
 

@@ -65,9 +65,7 @@ def theta_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axes]:
 def accuracy_by(ax: Axes, means: pd.DataFrame, label: str) -> Axes:
     """Top-1 in groups of clips, a bar a theta; mean and sd over seeds.
 
-    Args:
-        means: columns theta (words), top1 (percent) and, first, the group.
-        label: of the groups, with their unit.
+    means: columns theta (words), top1 (percent) and, first, the group, whose unit the label tells.
     """
     order = _learned_first(means)
     sns.barplot(

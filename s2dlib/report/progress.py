@@ -38,11 +38,7 @@ class Job:
 
 
 class ProgressHandler(logging.Handler):
-    """Shows Snakemake's records: a line a job that ended, warnings and errors, and a bar.
-
-    Args:
-        total: number of jobs.
-    """
+    """Shows Snakemake's records: a line a job that ended, warnings and errors, a bar over all."""
 
     def __init__(self, total: int) -> None:
         super().__init__()
@@ -83,12 +79,7 @@ class ProgressHandler(logging.Handler):
 
 
 def show_progress(logger: logging.Logger, total: int) -> None:
-    """Put a ProgressHandler where Snakemake would print; not if a plugin of its own does.
-
-    Args:
-        logger: Snakemake's.
-        total: number of jobs.
-    """
+    """Put a ProgressHandler where Snakemake would print; not if a plugin of its own does."""
     for handler in list(logger.handlers):
         if handler.name == "DefaultStreamHandler":
             logger.removeHandler(handler)

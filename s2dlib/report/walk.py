@@ -58,11 +58,7 @@ def make_clips(model: S2DNet) -> tuple[pd.DataFrame, list[Item]]:
 
 
 def explain(shapes: dict[str, Tensor], *parts: nn.Module | Callable[..., object]) -> Markdown:
-    """The source of functions, or of what modules do, as it is now; and the shapes of tensors.
-
-    Args:
-        shapes: tensors by symbol and axes.
-    """
+    """The source of functions, or of what modules do, as it is now; and shapes, by symbol."""
     blocks = []
     for part in parts:
         function = type(part).forward if isinstance(part, nn.Module) else part
@@ -122,13 +118,7 @@ def map_strip(ax: Axes, maps: Tensor, title: str) -> Axes:
 def class_bars(
     ax: Axes, p: Tensor, mask: Tensor, label: int, title: str, names: Sequence[str] = ()
 ) -> Axes:
-    """Probabilities of all classes, solid where s is 1, and s below them; the true class is red.
-
-    Args:
-        p: (N,)
-        mask: s. (N,)
-        names: of the classes, written below.
-    """
+    """Probabilities p (N,), solid where s (N,) is 1; below them s, names; the true class is red."""
     classes, kept = range(len(p)), mask.bool().tolist()
     bars = ax.bar(classes, p.tolist(), color=[RED if n == label else BLUE for n in classes])
     for bar, is_kept in zip(bars, kept, strict=True):
@@ -155,13 +145,7 @@ def class_bars(
 def vectors(
     ax: Axes, values: Tensor, title: str, names: Sequence[str], marked: int | None = None
 ) -> Axes:
-    """Vectors as rows of colours: blue below zero, red above.
-
-    Args:
-        values: (n, C)
-        names: of the n rows.
-        marked: the row whose name is red.
-    """
+    """Vectors (n, C) as rows of colours: blue below zero, red above; the marked name is red."""
     most = float(values.abs().max())
     ax.imshow(values.cpu().numpy(), aspect="auto", cmap="RdBu_r", vmin=-most, vmax=most)
     ax.set_yticks(range(len(names)), names)
@@ -177,12 +161,9 @@ def vectors(
 def box_strip(
     ax: Axes, frames: Tensor, theta: Theta, size: Size, title: str, truth: Tensor | None = None
 ) -> Axes:
-    """The raw frames nearest to the detail frames, with the box that each of these covers.
+    """The raw frames I (C, T, H, W) nearest to the detail frames, with the box that each covers.
 
-    Args:
-        frames: raw frames I. (C, T, H, W)
-        size: (T_D, H_D, W_D)
-        truth: as of synopsis_steps; None: not drawn.
+    size: (T_D, H_D, W_D). truth: as of synopsis_steps.
     """
     ax.axis("off")
     ax.set_title(title, loc="left", fontsize=FONT + 1)
@@ -198,10 +179,7 @@ def box_strip(
 
 
 def theta_steps(frames: Tensor, theta: Theta, size: Size, truth: Tensor) -> Figure:
-    """theta on the raw frames, and over time: a bar for what each detail frame covers.
-
-    Arguments as of box_strip.
-    """
+    """theta on the raw frames, as of box_strip, and over time: bars that detail frames cover."""
     (T, H, W), (T_D, H_D, W_D) = frames.shape[1:], size
     figure = plt.figure(figsize=(WIDTH, 3.7), layout="constrained")
     at = figure.subplot_mosaic([["I"] * 2, ["rows", "columns"]], height_ratios=[2, 3])
@@ -225,9 +203,7 @@ def theta_steps(frames: Tensor, theta: Theta, size: Size, truth: Tensor) -> Figu
 def volume_steps(frames: Tensor, theta: Theta, volume: Tensor) -> Figure:
     """The filters along time and, for the middle detail frame, rows and columns; what they give.
 
-    Args:
-        frames: raw frames I. (C, T, H, W)
-        volume: V-hat, in units of the frames. (C, T_D, H_D, W_D)
+    frames: (C, T, H, W). volume: V-hat, in units of the frames. (C, T_D, H_D, W_D)
     """
     (T, H, W), (T_D, H_D, W_D) = frames.shape[1:], volume.shape[1:]
     figure = plt.figure(figsize=(WIDTH, 3.6), layout="constrained")
@@ -248,9 +224,7 @@ def volume_steps(frames: Tensor, theta: Theta, volume: Tensor) -> Figure:
 def fusion_steps(before: Tensor, after: Tensor, added: Tensor) -> Figure:
     """Features of res3 before and after the fusion, their difference, and what m adds to them.
 
-    Args:
-        before, after: e-hat_3 and e-hat'_3. (C_3, T_D, h, w)
-        added: W_m m, the same at all times and places. (C_3,)
+    before, after: e-hat_3 and e-hat'_3. (C_3, T_D, h, w). added: W_m m. (C_3,)
     """
     figure = plt.figure(figsize=(WIDTH, 5.6), layout="constrained")
     axes = figure.subplots(4, 1, height_ratios=[4, 4, 4, 1])

@@ -75,10 +75,8 @@ def wrap_ddp(model: nn.Module, device: torch.device, unused: bool) -> nn.Module:
     """The model as a step calls it: alone itself, else its gradients averaged over processes.
 
     Batch norm then sees the clips of all of them, as it would in one process (SyncBatchNorm on
-    GPUs). The model is changed in place, names and weights stay.
-
-    Args:
-        unused: some parameters may get no gradient (theta is given).
+    GPUs). The model is changed in place, names and weights stay. unused: some parameters may get no
+    gradient (theta is given).
     """
     if rank_and_world_size()[1] == 1:
         return model

@@ -26,7 +26,6 @@ def initialise_from(model: S2DNet, start: S2DNet, classes: Sequence[str]) -> Non
     the class's name; for a new class it keeps the model's own start.
 
     Args:
-        model: its weights are replaced.
         start: the trained model, with the names of its classes.
         classes: names of the model's classes, in order.
 
@@ -89,9 +88,6 @@ def with_networks_of(preset: Preset, model: ModelConfig, data: DataConfig) -> Pr
     """A preset that goes on from a trained model: its networks and the clips they are used to.
 
     Recipes, files, k, mirroring and test crops stay the preset's.
-
-    Args:
-        model, data: of the trained model (S2DNet.config, S2DNet.data).
     """
     names = ("n_frames", "frame_stride", "short_side", "crop", "scales", "gray")
     clips = replace(preset.data, **{name: getattr(data, name) for name in names})

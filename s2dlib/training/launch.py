@@ -70,10 +70,7 @@ def fit_in_processes(
 
 
 def launch(arguments: list[str], processes: int, on_line: Callable[[str], None]) -> None:
-    """Run this module, as `python -m`, in processes that torchrun starts; their lines are logged.
-
-    Args:
-        on_line: called with each line.
+    """Run this module in processes that torchrun starts; log each line, and hand it to on_line.
 
     Raises:
         RuntimeError: one of them failed; with the last lines.
