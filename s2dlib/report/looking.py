@@ -125,9 +125,9 @@ def metrics_of(
     def keep_theta(out: Output, batch: Batch) -> None:
         own.append((batch["index"], cast(Theta, out.theta)))
 
-    metrics = run(theta=look, on_batch=keep_theta if look is None else None)
-    if look is not None:  # its own thetas are still to be seen
-        run(on_batch=keep_theta)
+    metrics = run(on_batch=keep_theta)
+    if look is not None:
+        metrics = run(theta=look)
     return metrics | controls(model, dataset, own, config, device)
 
 
