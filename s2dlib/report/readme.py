@@ -25,50 +25,29 @@ WIDTH = 120  # columns of a page
 PAGES = ("README.md", "docs/results.md")
 BLOCK = re.compile(r"(<!-- make readme: (\S+) -->\n).*?(?=<!-- end -->)", re.S)
 GESTURES = "egogestar-equal"  # prefix of runs whose preset is videos; it stands for one here
-SHOWN = {  # prefix of runs -> its videos, and words -> a kind of full_model_comparison
-    "synthetic": (
-        "drawn",
-        {
-            "**full model (a0)**": "a0",
-            "SNet alone (a1)": "a1",
-            "DNet alone (a2)": "a2",
-            "theta frozen (b3)": "b3",
-            "a0 with another clip's theta": "top1_shuffled",
-            "the best window for all clips": "constant",
-            "the paper's theta head, our recipe": "fc",
-            "the paper's theta head and recipe": "paper",
-            "the release's two stages": "authors",
-        },
-    ),
-    "grid": (
-        "a spoken digit (GRID)",
-        {
-            "**full model (a0)**": "a0",
-            "theta frozen (b3)": "b3",
-            "a0 with another clip's theta": "top1_shuffled",
-            "DNet alone, where a0's attention starts": "start",
-        },
-    ),
+WORDS = {  # kinds of full_model_comparison
+    "a0": "**full model (a0)**",
+    "a1": "SNet alone (a1)",
+    "a2": "DNet alone (a2)",
+    "b3": "theta frozen (b3)",
+    "top1_shuffled": "a0 with another clip's theta",
+    "constant": "the best window for all clips",
+    "fc": "the paper's theta head, our recipe",
+    "paper": "the paper's theta head and recipe",
+    "authors": "the release's two stages",
+    "start": "DNet alone, where a0's attention starts",
+    "tsm": "one TSM of a0's cost",
+}
+IN_PROSE = ("fc", "paper", "authors")  # kinds whose top-1 stands in the sentences below the table
+SHOWN = {  # prefix of runs -> its videos, and kinds
+    "synthetic": ("drawn", ["a0", "a1", "a2", "b3", "top1_shuffled", "constant", *IN_PROSE]),
+    "grid": ("a spoken digit (GRID)", ["a0", "b3", "top1_shuffled", "start"]),
     "grid-untrimmed": (
         "the same, anywhere in clips twice as long",
-        {
-            "**full model (a0)**": "a0",
-            "a0 with another clip's theta": "top1_shuffled",
-            "the best window for all clips": "constant",
-        },
+        ["a0", "top1_shuffled", "constant"],
     ),
-    GESTURES: (
-        "gestures (EgoGestAR)",
-        {
-            "**full model (a0)**": "a0",
-            "SNet alone (a1)": "a1",
-            "DNet alone (a2)": "a2",
-            "one TSM of a0's cost": "tsm",
-        },
-    ),
+    GESTURES: ("gestures (EgoGestAR)", ["a0", "a1", "a2", "tsm"]),
 }
-
-IN_PROSE = ("fc", "paper", "authors")  # kinds whose top-1 stands in the sentences below the table
 
 
 def shown(records: pd.DataFrame) -> pd.DataFrame:
@@ -80,8 +59,8 @@ def shown(records: pd.DataFrame) -> pd.DataFrame:
     """
     parts = []
     for prefix, (_, kinds) in SHOWN.items():
-        lines = full_model_comparison(records, prefix, kinds)
-        parts.append(lines.assign(videos=prefix, kind=list(kinds.values())))
+        lines = full_model_comparison(records, prefix, {WORDS[kind]: kind for kind in kinds})
+        parts.append(lines.assign(videos=prefix, kind=kinds))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -118,7 +97,7 @@ drawn videos, {clear} beyond their interval.
 
 def gestures_block(records: pd.DataFrame) -> str:
     """The table of docs/results.md on gestures, with costs and SNet's top-1 within each model."""
-    kinds = SHOWN[GESTURES][1] | {"theta frozen (b3)": "b3"}
+    kinds = {WORDS[kind]: kind for kind in [*SHOWN[GESTURES][1], "b3"]}
     metrics = ("top5", "snet_top1", "gmacs")
     return to_markdown(full_model_comparison(records, GESTURES, kinds, metrics))
 
