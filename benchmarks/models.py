@@ -35,7 +35,7 @@ def compiled(model: S2DNet) -> S2DNet:
     return model
 
 
-def measure(names: list[str], B: int, forms: list[str], device: str, n_runs: int) -> pd.DataFrame:
+def measure(names: list[str], B: int, compile: bool, device: str, n_runs: int) -> pd.DataFrame:
     """Latency of every model in every form; ratio is to S2DNet, the first, in the same form."""
     data = PRESETS[names[0]].data
     size = (B, 3, data.n_frames, data.crop, data.crop)
@@ -43,17 +43,12 @@ def measure(names: list[str], B: int, forms: list[str], device: str, n_runs: int
     models = {}
     for name in names:
         plain = build_model(name).to(device).eval()
-        models[name, "plain"] = plain
-        models[name, "folded"] = for_inference(plain)
-        if "compiled" in forms:
-            models[name, "compiled"] = compiled(for_inference(plain))
+        models |= {f"{name}/plain": plain, f"{name}/folded": for_inference(plain)}
+        if compile:
+            models[f"{name}/compiled"] = compiled(for_inference(plain))
     # Entered by each pass: an autocast around several would cast the weights in the first one only.
     autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
-    calls = {
-        f"{name}/{form}": autocast(partial(model, frames))
-        for (name, form), model in models.items()
-        if form in forms
-    }
+    calls = {name: autocast(partial(model, frames)) for name, model in models.items()}
     if device == "cuda":
         folded = [name for name in calls if name.endswith("/folded")]
         calls |= {f"{name[:-6]}graph": as_cuda_graph(calls[name]) for name in folded}
@@ -75,8 +70,7 @@ def main() -> None:
     chosen = parser.parse_args()
     names, n_runs = (["synthetic"], 1) if chosen.smoke else (chosen.models, chosen.runs)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    forms = ["plain", "folded"] + ["compiled"] * chosen.compile
-    table = pd.concat([measure(names, B, forms, device, n_runs) for B in chosen.batches])
+    table = pd.concat([measure(names, B, chosen.compile, device, n_runs) for B in chosen.batches])
     print(f"{device}, {torch.get_num_threads()} threads")
     print(tables.as_text(table).to_string(index=False))
     if chosen.out:
