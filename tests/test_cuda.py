@@ -39,6 +39,7 @@ from s2dlib.presets import PRESETS, VARIANTS
 from s2dlib.training import epoch, evaluation, loop
 from s2dlib.training.checkpoints import random_state, set_random_state
 from s2dlib.training.optim import make_optimizer
+from s2dlib.training.windows import theta_from_source
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -132,9 +133,9 @@ def training_step(
 
 def evaluation_step(model: S2DNet, batch: dict[str, Tensor], recipe: TrainConfig) -> None:
     """As in evaluation.evaluate; the CPU does not wait."""
-    look = evaluation.theta_at_test(model, recipe)
+    own = model.dnet is None or recipe.theta_source == "random"
     with counted() as lines, torch.no_grad():
-        theta = look(batch) if look is not None and model.dnet is not None else None
+        theta = None if own else theta_from_source(model, batch, recipe.theta_source)
         with torch.autocast("cuda", torch.bfloat16):
             out = model.eval()(batch["frames"], batch["n_frames"], theta)
         sums = evaluation.batch_sums(out, batch["label"]) | evaluation.theta_shares(out, batch)

@@ -21,7 +21,7 @@ from s2dlib.presets import PRESETS
 from s2dlib.report.watchers import LiveCurves, TensorBoard
 from s2dlib.sampler import Extent
 from s2dlib.training.epoch import TrainState, train_epoch
-from s2dlib.training.evaluation import Means, batch_sums, evaluate, theta_at_test
+from s2dlib.training.evaluation import Means, batch_sums, evaluate
 from s2dlib.training.loop import fit, memory_advice
 from s2dlib.training.optim import epoch_batches, learning_rate, make_optimizer, seed_everything
 from s2dlib.training.windows import distance_to_truth, theta_from_source
@@ -252,16 +252,14 @@ def check_windows(source, theta):
 
 def test_theta_source_truth_in_evaluation(synthetic):
     model = build_model("synthetic", "b3")
-    config = TrainConfig(theta_source="truth")
-    measured = evaluate(model, synthetic[1], theta=theta_at_test(model, config))
+    measured = evaluate(model, synthetic[1], theta_source="truth")
     assert measured["distance_t"] < 1e-3 and measured["iou_yx"] > 0.1
     frozen = evaluate(model, synthetic[1])
     assert frozen["distance_t"] > 3 and frozen["iou_yx"] < measured["iou_yx"]
     assert frozen["delta_t_mean"] == pytest.approx(6)
-    at_random = evaluate(
-        model, synthetic[1], theta=theta_at_test(model, replace(config, theta_source="random"))
-    )
-    assert at_random == frozen  # never at random when it is measured
+    assert (
+        evaluate(model, synthetic[1], theta_source="random") == frozen
+    )  # never at random when it is measured
 
 
 def test_theta_source_truth_needs_a_truth(sets, tmp_path):

@@ -19,7 +19,7 @@ from s2dlib.data.loader import Batch, load_batches
 from s2dlib.model import Output, S2DNet
 from s2dlib.report.records import load_run
 from s2dlib.sampler import Extent, Theta, check_clips, frozen_theta, grid_centres
-from s2dlib.training.evaluation import batch_sums, evaluate, theta_at_test
+from s2dlib.training.evaluation import batch_sums, evaluate
 from s2dlib.training.windows import distance_to_truth, nearest_detail_frame
 
 
@@ -117,17 +117,16 @@ def metrics_of(
     run = partial(
         evaluate, model, dataset, batch_size=size, workers=workers, device=device, amp=amp
     )
-    look = theta_at_test(model, config)
     if model.snet is None or model.snet.theta_head is None:
-        return run(theta=look)
+        return run(theta_source=config.theta_source)
     own: list[tuple[Tensor, Theta]] = []
 
     def keep_theta(out: Output, batch: Batch) -> None:
         own.append((batch["index"], cast(Theta, out.theta)))
 
     metrics = run(on_batch=keep_theta)
-    if look is not None:
-        metrics = run(theta=look)
+    if config.theta_source not in ("model", "random"):
+        metrics = run(theta_source=config.theta_source)
     return metrics | controls(model, dataset, own, config, device)
 
 

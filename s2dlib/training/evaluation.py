@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from s2dlib.config import TrainConfig
+from s2dlib.config import ThetaSource
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.loader import Batch, load_batches
 from s2dlib.losses import detail_loss, synopsis_loss, topk_hits
 from s2dlib.model import Output, S2DNet
-from s2dlib.sampler import Extent, Theta
+from s2dlib.sampler import Extent
 from s2dlib.training.distributed import all_gather, all_reduce, rank_and_world_size, shard
 from s2dlib.training.windows import distance_to_truth, theta_from_source
 
@@ -95,16 +95,6 @@ def truth_statistics(out: Output, batch: Batch) -> dict[str, Tensor]:
     return {k: v.double().sum() for k, v in far.items()}
 
 
-def theta_at_test(model: S2DNet, config: TrainConfig) -> Callable[[Batch], Theta | None] | None:
-    """Where DNet looks when it is evaluated: as in training, but never at random.
-
-    None: where the model says.
-    """
-    if config.theta_source in ("model", "random"):
-        return None
-    return lambda batch: theta_from_source(model, batch, config.theta_source)
-
-
 @torch.no_grad()
 def evaluate(
     model: S2DNet,
@@ -114,7 +104,7 @@ def evaluate(
     workers: int = 0,
     device: str | torch.device = "cpu",
     amp: bool = True,
-    theta: Callable[[Batch], Theta | None] | None = None,
+    theta_source: ThetaSource = "model",
     on_batch: Callable[[Output, Batch], None] | None = None,
 ) -> dict[str, float]:
     """Accuracy over a split, one clip a video (Sec. 4.1).
@@ -126,7 +116,7 @@ def evaluate(
         batch_size: crops at a time.
         workers: processes that read the clips.
         amp: bfloat16 autocast, on CUDA only.
-        theta: gives, for a batch, where DNet looks in place of the model's own theta.
+        theta_source: where DNet looks, as in training; at random it is where the model says.
         on_batch: is handed what the model says of each batch, and the batch.
 
     Returns:
@@ -144,9 +134,10 @@ def evaluate(
     steps = [mine[i : i + n_videos] for i in range(0, len(mine), n_videos)]
     means = Means()
     for batch in load_batches(dataset, workers=workers, steps=steps, device=device):
-        look = theta(batch) if theta is not None and model.dnet is not None else None
+        own = model.dnet is None or theta_source == "random"
+        theta = None if own else theta_from_source(model, batch, theta_source)
         with torch.autocast(device.type, torch.bfloat16, enabled=amp and device.type == "cuda"):
-            out = model(batch["frames"], batch["n_frames"], look)
+            out = model(batch["frames"], batch["n_frames"], theta)
         sums = batch_sums(out, batch["label"], dataset.n_crops) | theta_shares(out, batch)
         sums |= truth_statistics(out, batch) | theta_moments(out)
         means.add(len(batch["label"]), sums)

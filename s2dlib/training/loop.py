@@ -26,7 +26,7 @@ from s2dlib.training.checkpoints import (
 )
 from s2dlib.training.distributed import all_gather, rank_and_world_size, wrap_ddp
 from s2dlib.training.epoch import TrainState, is_due, train_epoch
-from s2dlib.training.evaluation import evaluate, theta_at_test
+from s2dlib.training.evaluation import evaluate
 from s2dlib.training.optim import make_optimizer
 from s2dlib.training.run_config import begin_run, describe_run
 
@@ -128,7 +128,7 @@ def train_and_evaluate(
             workers=config.workers,
             device=state.device,
             amp=config.amp,
-            theta=theta_at_test(state.model, config),
+            theta_source=config.theta_source,
         )
         row |= {f"val_{name}": value for name, value in measured.items()}
     return row | {"seconds": seconds + time.perf_counter() - start}
