@@ -46,7 +46,6 @@ def measure(names: list[str], B: int, compile: bool, device: str, n_runs: int) -
         models |= {f"{name}/plain": plain, f"{name}/folded": for_inference(plain)}
         if compile:
             models[f"{name}/compiled"] = compiled(for_inference(plain))
-    # Entered by each pass: an autocast around several would cast the weights in the first one only.
     autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
     calls = {name: autocast(partial(model, frames)) for name, model in models.items()}
     if device == "cuda":

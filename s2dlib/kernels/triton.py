@@ -1,12 +1,11 @@
 """The banded detail sampler on CUDA: each raw pixel read as it is, the volume written once.
 
 First the few weights in time of every detail frame, and the normalisers of the filters in space
-(_taps, _statistics). Then a program makes a tile of one
-colour of one detail frame: it walks over the raw pixels that the tile reaches, in blocks, columns
-outside and rows inside; averages each block over time; and multiplies it with the tile's rows, and
-what they gave with its columns, of Gaussians, made where they are used. Backward does the same with
-slopes in place of the weights of one axis at a time, and writes sums by tile: no atomics, so the
-result repeats.
+(_taps, _statistics). Then a program makes a tile of one colour of one detail frame: it walks over
+the raw pixels that the tile reaches, in blocks, columns outside and rows inside; averages each
+block over time; and multiplies it with the tile's rows, and what they gave with its columns, of
+Gaussians, made where they are used. Backward does the same with slopes in place of the weights of
+one axis at a time, and writes sums by tile: no atomics, so the result repeats.
 
 Nothing outside a clip is ever read: a length is moved into [1, T], and a centre that is not a
 number gives NaN from the first pixels on.

@@ -122,9 +122,8 @@ def evaluate(
     Returns:
         top1, top5, snet_top1, snet_top5 (percent; SNet's where there is one), loss_s, loss_d,
         n_clips, n_failed (unreadable, left out of all averages), mean and standard deviation over
-        clips of each parameter of theta, theta_shares, and, where the clips'
-        truth is known, the mean of each of windows.distance_to_truth. Several processes share the
-        clips, each clip in one of them.
+        clips of each parameter of theta, theta_shares, and, where the clips' truth is known, the
+        mean of each of windows.distance_to_truth. Several processes share the clips.
     """
     device = torch.device(device)
     was_training = model.training
