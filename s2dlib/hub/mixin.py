@@ -4,6 +4,8 @@ The folder of a run is one of these. huggingface_hub's mixin brings folder, hub 
 way of loading falls back on a pickle and lets missing weights pass, so it is replaced.
 """
 
+# ruff: noqa: ANN401  # of options, which are huggingface_hub's
+
 from __future__ import annotations
 
 import json
@@ -67,9 +69,7 @@ class PretrainedMixin(ModelHubMixin, Module):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # a shorter name, and options by name alone
-        cls,
-        source: str | Path,
-        **options: Any,  # noqa: ANN401
+        cls, source: str | Path, **options: Any
     ) -> Self:
         """A trained model, in evaluation mode, with its record. Nothing is unpickled.
 
@@ -94,11 +94,7 @@ class PretrainedMixin(ModelHubMixin, Module):
 
     @classmethod
     def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        config: dict[str, Any] | None = None,
-        **options: Any,  # noqa: ANN401
+        cls, *, model_id: str, config: dict[str, Any] | None = None, **options: Any
     ) -> Self:
         """What from_pretrained of the mixin calls, with the config.json that it has read."""
         folder, record = Path(model_id), config or {}
@@ -126,7 +122,7 @@ class PretrainedMixin(ModelHubMixin, Module):
         model.record = record
         return model.eval()
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:  # noqa: ANN401
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write config.json, model.safetensors and, where there is none yet, README.md.
 
         Args:
