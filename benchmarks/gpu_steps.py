@@ -178,9 +178,7 @@ def waits(_: Path) -> Iterator[tuple]:
         clips = InMemory(preset.data, 2 * n_steps, 20)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            epoch.train_epoch(
-                epoch.TrainState(model, optimizer, config, device=torch.device(DEVICE)), clips, 0
-            )
+            epoch.train_epoch(epoch.TrainState(model, optimizer, config, device=DEVICE), clips, 0)
         waited = [w for w in caught if "synchroniz" in str(w.message)]
         found.append(Counter(f"{Path(w.filename).name}:{w.lineno}" for w in waited))
     more = found[2] - found[1]

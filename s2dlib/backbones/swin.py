@@ -17,13 +17,9 @@ def stage(*layers: nn.Module) -> nn.Sequential:
     """Layers with the channels on the last axis, as (B, C, T, H, W) -> (B, C', T, H', W')."""
     from torchvision.ops import Permute
 
-    return nn.Sequential(
-        OrderedDict(
-            to_last=Permute([0, 2, 3, 4, 1]),
-            layers=nn.Sequential(*layers),
-            to_second=Permute([0, 4, 1, 2, 3]),
-        )
-    )
+    to_last, to_second = Permute([0, 2, 3, 4, 1]), Permute([0, 4, 1, 2, 3])
+    inside = nn.Sequential(*layers)
+    return nn.Sequential(OrderedDict(to_last=to_last, layers=inside, to_second=to_second))
 
 
 def swin3d_t(weights: str | None = None) -> Backbone:

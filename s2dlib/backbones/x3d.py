@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from s2dlib.backbones.base import Backbone
 from s2dlib.backbones.weights import load_weights, read_weights
 
+Triple = tuple[int, int, int]  # in time, rows and columns
 POINT, CUBE = (1, 1, 1), (3, 3, 3)  # kernels of convolutions
 STAGES = {"res2": (12, 1), "res3": (24, 2), "res4": (48, 5), "res5": (96, 3)}  # width, blocks
 STEM_WIDTH, BOTTLENECK, POOLED = 12, 2.25, 2048  # before the width factor; ratio; after pooling
@@ -36,11 +37,7 @@ PUBLISHED = {  # parts of our keys -> what pytorchvideo's files call them
 
 
 def conv_bn(
-    n_in: int,
-    n_out: int,
-    kernel: tuple[int, int, int],
-    stride: tuple[int, int, int] = POINT,
-    groups: int = 1,
+    n_in: int, n_out: int, kernel: Triple, stride: Triple = POINT, groups: int = 1
 ) -> tuple[nn.Conv3d, nn.BatchNorm3d]:
     """A convolution without bias, and batch norm; the size is kept but for the stride."""
     t, y, x = kernel

@@ -62,8 +62,8 @@ def _outlined(picture: Tensor, box: Tensor, colour: Tensor) -> Tensor:
     box: left, top, right, bottom.
     """
     H, W = picture.shape[1:]
-    left, top, right, bottom = box.clamp(min=0).minimum(torch.tensor([W - 2, H - 2] * 2)).int()
-    corners = [int(v) for v in (left, top, right + 1, bottom + 1)]  # lines are 2 wide
+    inside = box.clamp(min=0).minimum(torch.tensor([W - 2, H - 2] * 2)).int()
+    corners = (inside + torch.tensor([0, 0, 1, 1])).tolist()  # lines are 2 wide
     image = Image.fromarray(picture.permute(1, 2, 0).numpy())
     ImageDraw.Draw(image).rectangle(corners, outline=tuple(colour.tolist()), width=2)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
