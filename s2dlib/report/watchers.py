@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
-
-if TYPE_CHECKING:
-    from IPython.display import DisplayHandle
 
 
 class LiveCurves:
@@ -21,15 +17,14 @@ class LiveCurves:
     def __init__(self) -> None:
         import matplotlib.pyplot as plt
         import seaborn as sns
+        from IPython.display import DisplayHandle
 
         sns.set_theme(style="ticks", palette="colorblind")
         self.figure, self.axes = plt.subplots(1, 2, figsize=(10, 3), layout="constrained")
         plt.close(self.figure)  # else the cell shows it once more at its end
-        self.handle: DisplayHandle | None = None
+        self.handle, self.shown = DisplayHandle(), False
 
     def __call__(self, history: list[dict[str, float]]) -> None:
-        from IPython.display import DisplayHandle
-
         from s2dlib.report.plots import curves  # with seaborn
 
         if not history:
@@ -42,11 +37,8 @@ class LiveCurves:
         curves(self.axes[0], table, top1, "top-1 (%)")
         units = "stride (frames, pixels)" if strides else "loss"
         curves(self.axes[1], table, strides or ["train_loss"], units)
-        if self.handle is None:
-            self.handle = DisplayHandle()
-            self.handle.display(self.figure)
-        else:
-            self.handle.update(self.figure)
+        self.handle.display(self.figure, update=self.shown)
+        self.shown = True
 
 
 class TensorBoard:
