@@ -20,7 +20,7 @@ from s2dlib.model import Output, S2DNet
 from s2dlib.report.records import load_run
 from s2dlib.sampler import Extent, Theta, check_clips, frozen_theta, grid_centres
 from s2dlib.training.evaluation import batch_sums, evaluate
-from s2dlib.training.windows import distance_to_truth, nearest_detail_frame
+from s2dlib.training.windows import distance_to_truth, nearest_detail_frame, true_theta
 
 
 @torch.no_grad()
@@ -189,10 +189,6 @@ def _exchanged_thetas(
         "uniform": frozen_theta(extent, model.config.detail_size, "full"),
     }
     if "truth" in batch:
-        t, truth = batch["truth"][:, 0], batch["truth"]  # (B,), (B, 2 or 5)
-        exchanged["truth"] = replace(own, mu_t=t / batch["n_frames"])
-        if truth.shape[1] == 5:
-            at = truth[:, 3:, None] / truth.new_tensor([[[extent.height], [extent.width]]])
-            mu_y, mu_x = at.expand(-1, -1, own.mu_y.shape[1]).unbind(1)  # (B, T_D) each
-            exchanged["truth"] = replace(exchanged["truth"], mu_y=mu_y, mu_x=mu_x)
+        true = true_theta(batch["truth"], extent, model.config.detail_size, elsewhere=own)
+        exchanged["truth"] = replace(own, mu_t=true.mu_t, mu_y=true.mu_y, mu_x=true.mu_x)
     return exchanged
