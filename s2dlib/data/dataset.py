@@ -104,16 +104,13 @@ class VideoDataset(Dataset):
     def __getitem__(self, index: int) -> Item:
         """A clip (see Item); ClipError where it cannot be read."""
         index = range(len(self))[index]  # IndexError, and -1 is the last
-        generator = None
-        if self.train or self.config.test_clip == "random":
-            seeds = np.random.SeedSequence((self.seed, int(self._epoch), index))
-            generator = Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-        frames, start, crops = self._read_clip(index, generator)  # (V, C, T, crop, crop)
+        frames, start, crops = self._read_clip(index)  # (V, C, T, crop, crop)
         frames = frames[0] if self.n_crops == 1 else frames
         item: Item = {"frames": frames, "label": self._labels[index], "index": index}
         if self._truth is not None:
             truth = self._truth[index]
-            item["truth"] = _stack([self._truth_in_crop(truth, start, crop) for crop in crops])
+            truths = [self._truth_in_crop(truth, start, crop) for crop in crops]
+            item["truth"] = torch.stack(truths).squeeze(0)  # no axis of crops where there is one
         return item
 
     def __getitems__(self, indices: list[int]) -> list[Item]:
@@ -152,25 +149,29 @@ class VideoDataset(Dataset):
         size, y, x = truth.size * scale * zoom, y * zoom, x * zoom
         return torch.tensor([*moment, size, y, x], dtype=torch.float32)
 
-    def _read_clip(self, index: int, generator: Generator | None) -> tuple[Tensor, int, list[Crop]]:
+    def _generator(self, index: int) -> Generator | None:
+        """What draws the clip and the crops of a video; None: nothing is drawn."""
+        if not self.train and self.config.test_clip != "random":
+            return None
+        seeds = np.random.SeedSequence((self.seed, int(self._epoch), index))
+        return Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+
+    def _read_clip(self, index: int) -> tuple[Tensor, int, list[Crop]]:
         """The views of one clip, the first frame's number in the video, and the squares cut out.
 
         That number is below 0 where the clip begins in the silence set before the video
         (config.within). Returns (V, C, T, crop, crop), int, V.
         """
         path, config = self._paths[index], self.config
-        indices: list[int] = []
+        start, generator = 0, self._generator(index)
         crops: list[Crop] = []
-        start = 0
-        state = None if generator is None else generator.get_state()
 
         def choose(n_total: int) -> list[int]:
-            nonlocal start
-            if generator is not None and state is not None:  # not the first time: fewer decode
-                generator.set_state(state)
+            nonlocal start, generator
+            generator = self._generator(index)  # anew where fewer frames decode
             crops.clear()
             try:
-                indices[:], start = self._choose(n_total, index, generator)
+                indices, start = self._choose(n_total, index, generator)
             except ValueError as error:
                 raise ClipError(path, str(error)) from error
             return indices
@@ -183,16 +184,13 @@ class VideoDataset(Dataset):
             views = [self._crop(frames, crop)[:, None] for crop in crops]
             return views[0] if len(views) == 1 else torch.cat(views, 1)
 
-        if config.cache is None and not config.within:
+        if config.cache is None:
             frames = self._read_video(path, choose, cut)
         else:
-            cached = config.cache is not None
-            video = self._read_cached(path) if cached else self._read_video(path)
-            choose(len(video))  # of (T_all, C, H, W)
-            if config.within:
-                frames = cut(video[indices])
-            else:  # a view
-                frames = cut(video[indices[0] : indices[-1] + 1 : config.frame_stride])
+            video = self._read_cached(path)  # (T_all, C, H, W)
+            indices = choose(len(video))
+            view = slice(indices[0], indices[-1] + 1, config.frame_stride)
+            frames = cut(video[indices if config.within else view])
         return frames.movedim(0, 2).contiguous(), start, crops
 
     def _choose(
@@ -241,8 +239,3 @@ class VideoDataset(Dataset):
             clip = clip.contiguous(memory_format=torch.channels_last)
             clip = resize(clip, (self.config.crop, self.config.crop))
         return clip.flip(-1) if crop.flip else clip
-
-
-def _stack(values: list[Tensor]) -> Tensor:
-    """One value a crop; without an axis of crops where there is only one."""
-    return values[0] if len(values) == 1 else torch.stack(values)
