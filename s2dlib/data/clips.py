@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -88,15 +89,9 @@ def place_in_silence(
     onset, end = max(1, silence[0]), min(silence[1], n_total - 1)
     n_places = length - n_total + 1
     start = n_places // 2 if generator is None else _randint(n_places, generator)
-    before = [_to_and_fro(i, onset) for i in range(start, 0, -1)]  # its last is frame 1, or 0
-    after = [n_total - 1 - _to_and_fro(i, n_total - end) for i in range(1, n_places - start)]
-    return [*before, *range(n_total), *after], start
-
-
-def _to_and_fro(i: int, n: int) -> int:
-    """The i-th of 0, 1, ..., n - 1, n - 2, ..., 1, 0, 1, ..."""
-    i %= max(1, 2 * n - 2)
-    return i if i < n else 2 * n - 2 - i
+    before = np.pad(np.arange(onset), (start, 0), "reflect")[:start]  # to and fro
+    after = np.pad(np.arange(end, n_total), (0, n_places - 1 - start), "reflect")[n_total - end :]
+    return [*before.tolist(), *range(n_total), *after.tolist()], start
 
 
 def _randint(n: int, generator: Generator) -> int:

@@ -8,6 +8,7 @@ where they are given, tell when it is spoken: the truth of these videos, in time
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ WORDS: dict[str, dict[str, str]] = {
     "digit": dict(zip("z123456789", _DIGITS, strict=True)),
     "adverb": {"a": "again", "n": "now", "p": "please", "s": "soon"},
 }
+SENTENCE = re.compile("".join(f"[{''.join(letters)}]" for letters in WORDS.values()))
 FRAME = 1000  # units of an alignment: a frame of 40 ms
 SILENCE = ("sil", "sp")
 
@@ -53,10 +55,7 @@ def read_grid(
     rows = []
     for path in map(Path, list_videos(videos)):
         sentence, where = path.stem, str(Path(videos, path))
-        known = len(sentence) == len(WORDS)
-        if not known or any(
-            c not in words for c, words in zip(sentence, WORDS.values(), strict=True)
-        ):
+        if not SENTENCE.fullmatch(sentence):
             raise ValueError(
                 f"{where}: expected a name that spells GRID's six words by a letter each, as "
                 f"bbaf2n, got {sentence!r}"
@@ -94,10 +93,8 @@ def add_moments(table: pd.DataFrame, alignments: str | Path, word: str) -> pd.Da
         t, duration = (start + end) / 2 / FRAME - 0.5, (end - start) / FRAME
         speech = (spans[0][0] // FRAME, -(-spans[-1][1] // FRAME))
         moments.append([f"{number:g}" for number in (t, duration, *speech)])
-    import pandas as pd
-
-    columns = pd.DataFrame(moments, columns=["t", "duration", "onset", "end"], index=table.index)
-    return pd.concat([table, columns], axis=1)
+    columns = zip(["t", "duration", "onset", "end"], zip(*moments, strict=True), strict=True)
+    return table.assign(**dict(columns))
 
 
 def read_alignment(path: Path) -> list[tuple[int, int]]:
