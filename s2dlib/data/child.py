@@ -18,16 +18,19 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from s2dlib.data import decoding
-from s2dlib.data.sources import BUFFER, ClipError, Source, first_line, progress
+from s2dlib.data.decoding import Folder, Video
+from s2dlib.data.sources import BUFFER, ClipError, VideoInfo, first_line, progress
 
 
-def _serve(connection: Connection, memory: int, parent: int) -> None:
+def _main() -> None:
     """Answer requests until the caller goes."""
+    descriptor, memory, parent = map(int, sys.argv[1:])
+    connection = Connection(descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     connection.send(True)
     progress.connection = connection
-    source: Source | None = None
+    source: Folder | Video | None = None
     gc.freeze()
     with suppress(EOFError, BrokenPipeError):
         while True:
@@ -42,7 +45,7 @@ def _serve(connection: Connection, memory: int, parent: int) -> None:
                     if verb == "probe":  # decode all frames, one in memory at a time
                         for frame in source.frames(range(source.n_frames)):
                             shape = frame.shape[:2]
-                    connection.send(_info(source, shape))
+                    connection.send(_info(source, *shape))
             except ClipError as error:
                 connection.send(error.cause)
             except (EOFError, BrokenPipeError):  # the caller has gone
@@ -51,9 +54,8 @@ def _serve(connection: Connection, memory: int, parent: int) -> None:
                 connection.send(f"cannot be read ({type(error).__name__}: {first_line(error)})")
 
 
-def _info(source: Source, shape: tuple[int, ...]) -> tuple:
-    """readers.VideoInfo"""
-    return (source.n_frames, source.fps, *shape, source.reader, source.lost)
+def _info(source: Folder | Video, height: int = 0, width: int = 0) -> VideoInfo:
+    return VideoInfo(source.n_frames, source.fps, height, width, source.reader, source.lost)
 
 
 def _exit_with(parent: int) -> None:
@@ -63,7 +65,9 @@ def _exit_with(parent: int) -> None:
     os._exit(0)
 
 
-def _send_frames(source: Source, order: list[int], connection: Connection, memory: int) -> None:
+def _send_frames(
+    source: Folder | Video, order: list[int], connection: Connection, memory: int
+) -> None:
     """Write frames to the two halves of the memory in turn, and say so when one is full.
 
     Where the video ends before the last one, what is known of it now is said instead.
@@ -86,12 +90,7 @@ def _send_frames(source: Source, order: list[int], connection: Connection, memor
             waits = k + 2 < -(-len(order) // m)
             connection.send((k % 2 * m * frame.nbytes, (n + 1, *frame.shape), waits))
     if number + 1 < len(order):
-        connection.send(_info(source, (0, 0)))
-
-
-def _main() -> None:
-    descriptor, memory, parent = map(int, sys.argv[1:])
-    _serve(Connection(descriptor), memory, parent)
+        connection.send(_info(source))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from av.video import VideoFrame, VideoStream
 from av.video.reformatter import VideoReformatter
 
 from s2dlib.data.packets import BROADCAST, Packets
-from s2dlib.data.sources import COPY, ClipError, Folder, Source, first_line, progress
+from s2dlib.data.sources import COPY, ClipError, Folder, first_line, progress
 
 MOV, MKV = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"  # FFmpeg's names of the demuxers
 FIRST = 3  # frames that are decoded when a file is opened
@@ -34,7 +34,7 @@ SEEKABLE = {"h264", "hevc", "vp9", "av1", "mpeg1video", "mpeg2video", "mjpeg", "
 HEAD = 32  # frames that must bear the times of their packets before a file is sought; copy: FIRST
 
 
-def open_video(path: str) -> Source:
+def open_video(path: str) -> Folder | Video:
     """A video whose frames can be read, or a ClipError with the cause."""
     if os.path.isdir(path):
         return Folder(path)
@@ -50,7 +50,10 @@ def open_video(path: str) -> Source:
 
 
 class Video:
-    """A video file, whose packets have been listed and whose first frames decode."""
+    """A video file, whose packets have been listed and whose first frames decode.
+
+    n_frames may be too high by a few until its end has been decoded.
+    """
 
     reader = "pyav"
 
@@ -62,7 +65,6 @@ class Video:
             self._file = open(path, "rb")  # noqa: SIM115 (open as long as this is)
             self.url = f"/dev/fd/{self._file.fileno()}"
         self._failure: Exception | None = None  # that has ended the last decoding
-        self._starts_right: bool | None = None
         with self._container() as container:
             stream = self._stream(container)
             rate = stream.average_rate or stream.guessed_rate
@@ -163,6 +165,7 @@ class Video:
                     yield from stream.codec_context.decode(None)
 
     def frames(self, order: Sequence[int]) -> Iterator[np.ndarray]:
+        """By ascending index, each (H, W, 3) uint8; fewer where the video ends: n_frames is so."""
         done = n = 0
         for decode in (self._sought, self._from_start):
             for i, frame in decode(order[done]):
@@ -198,7 +201,10 @@ class Video:
         keys = (number[time] for time in self._packets.keys if time is not None)
         start = i = max((key for key in keys if key <= first), default=0)
         head = FIRST if self._is_copy else HEAD
-        if start < 2 * head or not self._begins_as(times[:head]):
+        if start < 2 * head:
+            return
+        begun = islice(self._decode(), head) if head > FIRST else self.first
+        if [frame.pts for frame in begun] != times[:head]:
             return
         for frame in self._decode(self._packets.keys[times[start]]):
             if i == start and frame.pts is not None and frame.pts < times[start]:
@@ -207,13 +213,6 @@ class Video:
                 return
             yield i, frame
             i += 1
-
-    def _begins_as(self, times: list[int]) -> bool:
-        """Whether the first frames bear these times."""
-        if self._starts_right is None:
-            head = islice(self._decode(), len(times)) if len(times) > FIRST else self.first
-            self._starts_right = [frame.pts for frame in head] == times
-        return self._starts_right
 
     def rgb(self, frame: VideoFrame) -> np.ndarray:
         """Pixels as players show them, at the size of the first frame. (H, W, 3) uint8"""

@@ -21,11 +21,11 @@ from contextlib import suppress
 from itertools import chain
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from s2dlib.data.sources import BUFFER, ClipError
+from s2dlib.data.sources import BUFFER, ClipError, VideoInfo
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -37,17 +37,6 @@ Wanted: TypeAlias = Sequence[int] | Callable[[int], Sequence[int]] | None
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 TIMEOUT = 60.0  # seconds without progress granted to a file
-
-
-class VideoInfo(NamedTuple):
-    """What a video holds: frames that decode, frames a second (nan: not known), pixels."""
-
-    n_frames: int
-    fps: float
-    height: int
-    width: int
-    reader: str = ""  # "pyav" or, of a folder of frames, "pillow"
-    lost: int = 0  # frames that the file claims beyond those that decode
 
 
 class _EndsEarlier(Exception):
@@ -161,11 +150,7 @@ def _tell(path: str | Path, info: VideoInfo) -> None:
 
 
 def probe(path: str | Path, timeout: float = TIMEOUT) -> VideoInfo:
-    """Count the frames of a video by decoding all of them; ClipError where that fails.
-
-    Args:
-        timeout: seconds without progress granted to the file.
-    """
+    """Count the frames of a video by decoding all of them; ClipError where that fails."""
     return _reader().ask("probe", path, timeout)
 
 
@@ -184,7 +169,6 @@ def check_videos(
     """Probe every file: what is wrong with it, a hang or a crash too, is a row, no exception.
 
     Args:
-        timeout: seconds without progress granted to one file.
         processes: children at a time; None: one a core.
 
     Returns:
@@ -200,11 +184,8 @@ def check_videos(
             cause = error.cause
         return {"path": path, "ok": not cause, **info._asdict(), "cause": cause}
 
-    pool = ThreadPoolExecutor(processes or os.cpu_count() or 1)
-    try:
-        rows = list(pool.map(row, [str(path) for path in paths]))
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C ends the threads too, and they their children
+    with ThreadPoolExecutor(processes or os.cpu_count()) as pool:  # and with them their children
+        rows = list(pool.map(row, map(str, paths)))  # Ctrl-C cancels the rest
     return pd.DataFrame(rows, columns=["path", "ok", *VideoInfo._fields, "cause"])
 
 
@@ -285,7 +266,7 @@ class _Reader:
     def ask(self, verb: str, path: str | Path, timeout: float) -> VideoInfo:
         """What the child finds out by "open" (its count may be too high) or by "probe"."""
         self.path, self.timeout = str(path), timeout
-        return VideoInfo(*self._request((verb, os.path.abspath(path))))  # it stays in its folder
+        return self._request((verb, os.path.abspath(path)))  # it stays in its folder
 
     def frames(self, order: list[int]) -> Iterator[np.ndarray]:
         """The frames of the open file by ascending index, some at a time. (m, H, W, 3), a view"""
@@ -293,8 +274,8 @@ class _Reader:
         request: tuple[str, object] | None = ("frames", order)
         while n < len(order):
             answer = self._request(request)
-            if len(answer) == len(VideoInfo._fields):
-                raise _EndsEarlier(VideoInfo(*answer))
+            if isinstance(answer, VideoInfo):
+                raise _EndsEarlier(answer)
             start, shape, waits = answer
             self.idle = n + shape[0] == len(order)
             if start + np.prod(shape) > len(self.map):  # large frames have made it grow

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -48,16 +48,15 @@ def cause_of(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-class Source(Protocol):
-    """A video that is open. n_frames may be too high by a few until its end has been decoded."""
+class VideoInfo(NamedTuple):
+    """What a video holds: frames that decode, frames a second (nan: not known), pixels."""
 
-    reader: str  # "pyav" or "pillow"
     n_frames: int
-    lost: int  # frames that the file claims and does not give
     fps: float
-
-    def frames(self, order: Sequence[int]) -> Iterator[np.ndarray]:
-        """By ascending index, each (H, W, 3) uint8; fewer where the video ends: n_frames is so."""
+    height: int
+    width: int
+    reader: str = ""  # "pyav" or, of a folder of frames, "pillow"
+    lost: int = 0  # frames that the file claims beyond those that decode
 
 
 class Progress:
@@ -98,6 +97,7 @@ class Folder:
         self.n_frames = len(names)
 
     def frames(self, order: Sequence[int]) -> Iterator[np.ndarray]:
+        """By ascending index, each (H, W, 3) uint8."""
         from PIL import Image
 
         size = None
