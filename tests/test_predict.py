@@ -88,8 +88,8 @@ def test_the_reader_has_the_seconds_that_are_asked_for(model, videos, monkeypatc
     monkeypatch.setattr(
         predict_module, "load_views", lambda path, data: seen.append(data) or load_views(path, data)
     )
-    predict_clip(model, videos / "a.mp4", timeout=7.5)
-    predict_clip(model, videos / "a.mp4")
+    for timeout in (7.5, None):
+        list(predictions(model, [videos / "a.mp4"], timeout=timeout))
     assert seen == [replace(model.data, timeout=7.5), model.data]
 
 

@@ -49,8 +49,7 @@ def predict(parser: ArgumentParser) -> Call:
     def call(args: Namespace) -> int:
         from s2dlib.apps.predict import predict_videos
 
-        options = args.top, args.film, args.pictures, args.timeout, args.workers, args.batch
-        return predict_videos(args.videos, args.checkpoint, args.out, *options)
+        return predict_videos(args)
 
     return call
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -62,14 +63,11 @@ def find_videos(paths: Sequence[str | Path]) -> list[Path]:
 
 
 @torch.no_grad()
-def predict_clip(
-    model: S2DNet, path: str | Path, device: str = "cpu", timeout: float | None = None
-) -> tuple[Tensor, Output]:
+def predict_clip(model: S2DNet, path: str | Path, device: str = "cpu") -> tuple[Tensor, Output]:
     """What a model makes of a video's test clip.
 
     Args:
         model: in evaluation mode, with its record (S2DNet.from_pretrained).
-        timeout: seconds without progress granted to the reader; None: as in training.
 
     Returns:
         The clip's views, uint8 (V, C, T, H, W), and the output for them (B = V).
@@ -77,12 +75,8 @@ def predict_clip(
     Raises:
         ClipError: the video cannot be read.
     """
-    views = load_views(path, _data_of(model, timeout))
+    views = load_views(path, model.data)
     return views, model.to(device)(views.to(device))
-
-
-def _data_of(model: S2DNet, timeout: float | None) -> DataConfig:
-    return model.data if timeout is None else replace(model.data, timeout=timeout)
 
 
 def top_predictions(model: S2DNet, out: Output, top: int = 5) -> DataFrame:
@@ -134,12 +128,13 @@ def predictions(
     frames; the model, by a digest; and file_state.
 
     Args:
+        timeout: seconds without progress granted to the reader; None: as in training.
         then: called with each video, its views and its output; its error is the row's, too.
         workers: threads that read, each with a child that decodes.
         batch_size: videos computed at once. Up to 3 batch_size + workers clips are in memory.
     """
     digest = digest_of(model)
-    data = _data_of(model, timeout)
+    data = model.data if timeout is None else replace(model.data, timeout=timeout)
     for path, state, seen in _computed(model.to(device), paths, data, device, workers, batch_size):
         row: Row = {"path": as_text(path), "error": "", "model": digest, **state}
         shown = None
@@ -213,64 +208,47 @@ def _rows_of(out: Output, rows: slice) -> Output:
     return Output(**tensors, theta=theta)
 
 
-def predict_videos(
-    videos: Sequence[str | Path],
-    checkpoint: str | Path,
-    out: Path,
-    top: int = 5,
-    film: str = "mp4",
-    pictures: bool = False,
-    timeout: float | None = None,
-    workers: int | None = None,
-    batch_size: int = 1,
-) -> int:
+def predict_videos(args: Namespace) -> int:
     """`s2d predict`: one video is printed and drawn, several get a table.
 
     A table goes on: videos that it has are not predicted again, those that failed are.
 
-    Args:
-        videos: files, or folders of videos.
-        out: folder to write to.
-        film: mp4 or gif.
-        pictures: whether each of several videos is drawn too.
-        timeout, workers, batch_size: as of predictions; workers None: default_workers.
-
     Returns:
         The exit status: 1 where a video could not be read or drawn, 130 after Ctrl-C.
     """
-    _check_options(top, timeout, workers, batch_size)
-    paths = find_videos(videos)
-    model = S2DNet.from_pretrained(checkpoint)
+    top, timeout, workers, out = args.top, args.timeout, args.workers, args.out
+    if top < 1 or (timeout is not None and not timeout > 0):
+        raise ValueError(f"--top must be >= 1 and --timeout > 0 seconds, got {top} and {timeout}")
+    if args.batch < 1 or (workers is not None and workers < 1):
+        raise ValueError(f"--workers and --batch must be >= 1, got {workers} and {args.batch}")
+    paths = find_videos(args.videos)
+    model = S2DNet.from_pretrained(args.checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     check_output(out, paths)  # pictures within a folder of frames would be taken for frames
     out.mkdir(parents=True, exist_ok=True)
-    stems = dict(zip(paths, picture_stems(videos, paths, out), strict=True))
+    stems = dict(zip(paths, picture_stems(args.videos, paths, out), strict=True))
     both, written = model.snet is not None and model.dnet is not None, list[Path]()
 
     def draw_it(path: Path, views: Tensor, output: Output) -> None:
-        written.extend(draw(model, views, output, stems[path], film, paths))
+        written.extend(draw(model, views, output, stems[path], args.film, paths))
 
-    drawn = draw_it if both and (pictures or len(paths) == 1) else None
+    drawn = draw_it if both and (args.pictures or len(paths) == 1) else None
     if len(paths) == 1:
         status = _print_verdict(model, predictions(model, paths, top, device, timeout, drawn), top)
     else:
         table = open_table(model, out, top, paths)
-        todo = _unfinished(table, {p: drawn_files(stems[p], film) if drawn else [] for p in paths})
+        files = {p: drawn_files(stems[p], args.film) if drawn else [] for p in paths}
+        new = set(unpredicted(table, paths))
+        todo = [p for p in paths if p in new or not all(map(os.path.exists, files[p]))]
+        if n_there := len(paths) - len(todo):
+            print(f"{n_there} of {len(paths)} videos are in {as_text(table.path)} already")
         workers = workers or default_workers(len(todo))
-        rows = predictions(model, todo, top, device, timeout, drawn, workers, batch_size)
+        rows = predictions(model, todo, top, device, timeout, drawn, workers, args.batch)
         status = _fill(table, rows, len(todo))
         written.insert(0, table.path)
     if written:
         print("written:", ", ".join([*map(as_text, written[:4]), *["..."] * (len(written) > 4)]))
     return status
-
-
-def _check_options(top: int, timeout: float | None, workers: int | None, batch_size: int) -> None:
-    """ValueError for what `s2d predict` cannot do."""
-    if top < 1 or (timeout is not None and not timeout > 0):
-        raise ValueError(f"--top must be >= 1 and --timeout > 0 seconds, got {top} and {timeout}")
-    if batch_size < 1 or (workers is not None and workers < 1):
-        raise ValueError(f"--workers and --batch must be >= 1, got {workers} and {batch_size}")
 
 
 def default_workers(n: int) -> int:
@@ -279,18 +257,6 @@ def default_workers(n: int) -> int:
     At most 8 threads, since each has a child and a clip of 150 frames of 224 x 224 takes 23 MB.
     """
     return max(1, min(8, (os.cpu_count() or 1) - 1, n // 8))
-
-
-def _unfinished(table: RowTable, drawn: dict[Path, list[Path]]) -> list[Path]:
-    """Of videos, each with its picture and film: those that lack their row or one of these.
-
-    How many are there already is told.
-    """
-    new = set(unpredicted(table, list(drawn)))
-    todo = [p for p, files in drawn.items() if p in new or not all(map(os.path.exists, files))]
-    if n_there := len(drawn) - len(todo):
-        print(f"{n_there} of {len(drawn)} videos are in {as_text(table.path)} already")
-    return todo
 
 
 def _print_verdict(model: S2DNet, rows: Iterator[Prediction], top: int) -> int:
