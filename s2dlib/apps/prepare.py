@@ -41,7 +41,13 @@ def prepare_videos(csv: Path, preset: str, out: Path | None = None) -> int:
         The exit status: 1 where a video could not be copied, 130 after Ctrl-C.
     """
     config = PRESETS[preset].data
-    _check_config(csv, config)
+    if config.short_side % 2:
+        raise ValueError(f"H.264 needs even sides, got short_side={config.short_side}")
+    if config.within and config.frame_stride > 1:
+        raise ValueError(
+            f"{csv}: within={config.within} counts frames of the videos, and copies would hold "
+            f"every {config.frame_stride} of them; train on the videos"
+        )
     out = out or csv.parent / f"copies-{config.short_side}-{config.frame_stride}"
     out = Path(os.path.abspath(out))
     index = out / f"{csv.stem.removesuffix('.checked')}.csv"
@@ -52,36 +58,20 @@ def prepare_videos(csv: Path, preset: str, out: Path | None = None) -> int:
     if set(TOLD) <= set(table.columns):
         raise ValueError(f"{csv}: names working copies; give the CSV of the videos themselves")
     sources = table["path"].tolist()
-    rows = RowTable(manifest, COLUMNS, _last_of_each)
+    # of the rows of each copy the last one
+    rows = RowTable(manifest, COLUMNS, lambda rows: [*{row["path"]: row for row in rows}.values()])
     above = os.path.commonpath([os.path.dirname(path) for path in sources])
     paths = {s: out / f"{os.path.relpath(s, above)}.mp4" for s in sources}  # no two alike
     copies = _finished(rows, paths, config)
     if copies:
         print(f"{len(copies)} of {len(sources)} copies are in {as_text(out)} already")
     todo = [source for source in sources if source not in copies]
-    failed = _copy_all(todo, paths, config, rows, copies)
-    if failed is None:
+    if not _copy_all(todo, paths, config, rows, copies):
         return 130
     index = write_copies_csv(csv, index, copies, config)
     print(f"{len(copies)} of {len(sources)} videos are copied: {as_text(index)}")
     print("next:", command(preset, csv=str(index), splits=table["split"].unique()))
-    return int(failed > 0)
-
-
-def _check_config(csv: Path, config: DataConfig) -> None:
-    """ValueError where clips of copies would not be those of the videos."""
-    if config.short_side % 2:
-        raise ValueError(f"H.264 needs even sides, got short_side={config.short_side}")
-    if config.within and config.frame_stride > 1:
-        raise ValueError(
-            f"{csv}: within={config.within} counts frames of the videos, and copies would hold "
-            f"every {config.frame_stride} of them; train on the videos"
-        )
-
-
-def _last_of_each(rows: list[Row]) -> list[Row]:
-    """Of the rows of each copy the last one."""
-    return list({row["path"]: row for row in rows}.values())
+    return int(len(copies) < len(sources))
 
 
 def _state(source: str, config: DataConfig) -> Row:
@@ -109,14 +99,13 @@ def _copy_all(
     config: DataConfig,
     table: RowTable,
     copies: dict[str, Copy],
-) -> int | None:
-    """Add the copies of some videos to `copies`, and a row each to the table.
+) -> bool:
+    """Add the copies of some videos to `copies`, and a row each to the table; False after Ctrl-C.
 
-    Returns:
-        How many could not be copied, each of which is told; None after Ctrl-C.
+    A video that cannot be copied is told.
     """
     torch.set_num_threads(1)  # of each thread
-    failed, pool = 0, ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(os.cpu_count())
     with tqdm(total=len(sources), unit=" videos", disable=not sources) as bar:
         try:
             known = {row["path"] for row in table.rows}
@@ -130,19 +119,17 @@ def _copy_all(
                 try:
                     copies[source], row = job.result()
                 except Exception as error:  # of whatever kind, it is this video's
-                    failed += 1
                     bar.write(f"{as_text(source)}: {cause_of(error)}", file=sys.stderr)
-                    continue
-                row["path"] = names[source]
-                table.append({name: row[name] for name in COLUMNS})
+                else:
+                    table.append(row | {"path": names[source]})
             table.settle()
         except KeyboardInterrupt:
             words = "holds the copies so far; the same command goes on"
             bar.write(f"interrupted: {as_text(table.path)} {words}", file=sys.stderr)
-            return None
+            return False
         finally:
             pool.shutdown(cancel_futures=True)
-    return failed
+    return True
 
 
 def _copy(source: str, path: Path, config: DataConfig, *, ours: bool) -> tuple[Copy, Row]:
