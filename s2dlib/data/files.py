@@ -155,15 +155,10 @@ def write_video(path: Path, frames: np.ndarray, fps: float = FPS, comment: bytes
             write_h264(partial, frames, fps, comment.decode(), FILM)
             return
         gray = frames.shape[-1] == 1
-        first, *rest = (Image.fromarray(frame[..., 0] if gray else frame) for frame in frames)
+        first, *rest = map(Image.fromarray, frames[..., 0] if gray else frames)
         duration = round(1000 / fps)  # ms
         first.save(
-            partial,
-            save_all=True,
-            append_images=rest,
-            duration=duration,
-            loop=0,
-            comment=comment,
+            partial, save_all=True, append_images=rest, duration=duration, loop=0, comment=comment
         )
 
 
