@@ -6,7 +6,7 @@ import pytest
 
 from s2dlib.data import listing
 from s2dlib.data.frames import split_flow
-from s2dlib.data.listing import list_folder, list_videos
+from s2dlib.data.listing import list_folder
 
 
 def touch(folder, *names):
@@ -19,7 +19,7 @@ def touch(folder, *names):
 def test_videos_are_files_by_suffix_and_folders_that_hold_frames_alone(tmp_path):
     touch(tmp_path, "a.mp4", "b/c.MKV", "b/c.jpg", "b/notes.txt", "d e/00001.jpg", "d e/00002.jpg")
     touch(tmp_path, "f/1/img_1.png", "f/cover.jpg", "empty/x.part", ".hidden/a.mp4", "._a.mp4")
-    assert list_videos(tmp_path) == ["a.mp4", "b/c.MKV", "d e", "f/1"]
+    assert list_folder(tmp_path).videos == ["a.mp4", "b/c.MKV", "d e", "f/1"]
 
 
 def test_links_are_followed_and_a_loop_ends(tmp_path):
@@ -28,14 +28,14 @@ def test_links_are_followed_and_a_loop_ends(tmp_path):
     videos.mkdir()
     (videos / "train").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "wave" / "up").symlink_to(tmp_path / "disk")
-    found = list_videos(videos)
+    found = list_folder(videos).videos
     assert found[-1] == "train/wave/a.mp4" and len(found) <= 2
 
 
 def test_a_link_to_itself_is_a_file_that_cannot_be_read_and_ends_nothing(tmp_path):
     touch(tmp_path, "a.mp4")
     (tmp_path / "b.mp4").symlink_to(tmp_path / "b.mp4")
-    assert list_videos(tmp_path) == ["a.mp4", "b.mp4"]
+    assert list_folder(tmp_path).videos == ["a.mp4", "b.mp4"]
 
 
 def test_what_a_reader_opens_is_a_video_whatever_its_suffix_and_the_rest_is_counted(

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from s2dlib.data.classes import Row
-from s2dlib.data.listing import list_videos
+from s2dlib.data.listing import list_folder
 from s2dlib.data.lists import read_list
 from s2dlib.data.splits import SPLITS, file_and_split, parse_split, split_of_folder, words
 from s2dlib.data.table import load_json, read_fields, text_lines
@@ -125,7 +125,7 @@ def read_folders(
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions must be three numbers >= 0 that sum to 1, got {fractions}")
-    rows, paths = [], [Path(path) for path in list_videos(videos)]
+    rows, paths = [], [Path(path) for path in list_folder(videos).videos]
     level = _split_level(Path(videos), paths)
     depth = len(Path(LAYOUTS[level]).parts)
     for path in paths:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from s2dlib.data.annotations import hash_split
 from s2dlib.data.classes import Row
-from s2dlib.data.listing import list_videos
+from s2dlib.data.listing import list_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,7 @@ def read_grid(
     """
     names, place = WORDS[word], list(WORDS).index(word)
     rows = []
-    for path in map(Path, list_videos(videos)):
+    for path in map(Path, list_folder(videos).videos):
         sentence, where = path.stem, str(Path(videos, path))
         if not SENTENCE.fullmatch(sentence):
             raise ValueError(

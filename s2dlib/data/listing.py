@@ -43,11 +43,6 @@ class Listing(NamedTuple):
     notes: list[str]
 
 
-def list_videos(folder: str | Path) -> list[str]:
-    """The paths from a folder of all videos below it, sorted."""
-    return list_folder(folder).videos
-
-
 def list_folder(folder: str | Path) -> Listing:
     """List a folder once; links are followed, each once; hidden names are passed over.
 
