@@ -39,9 +39,7 @@ class Format(NamedTuple):
 
 FORMATS = {
     "kinetics400": Format(
-        read_kinetics,
-        "kinetics400-x3d-s-m",
-        "--annotations train.csv val.csv --videos DIR",
+        read_kinetics, "kinetics400-x3d-s-m", "--annotations train.csv val.csv --videos DIR"
     ),
     "mini-kinetics": Format(
         read_mini_kinetics,
@@ -99,10 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if reader is read_grid:
             words = "a folder above bbaf2n.align, ...: when the word is spoken"
             sub.add_argument("--alignments", metavar="DIR", help=words)
-        words, needed = (
-            "class names: one a line, with or without its index, or JSON",
-            reader is read_something,
-        )
+        words = "class names: one a line, with or without its index, or JSON"
+        needed = reader is read_something
         sub.add_argument("--classes", required=needed, metavar="FILE", help=words)
         sub.add_argument("--videos", required=True, metavar="DIR", help="a folder above all videos")
         words = "this share of the training videos is for validation, where the owner has none"
