@@ -32,12 +32,7 @@ def holds_frames(folder: Path) -> bool:
 
 
 def draw(
-    model: S2DNet,
-    views: Tensor,
-    out: Output,
-    stem: Path,
-    film: str = "mp4",
-    inputs: Sequence[Path] = (),
+    model: S2DNet, views: Tensor, out: Output, stem: Path, film: str, inputs: Sequence[Path]
 ) -> list[Path]:
     """Write the picture of Fig. 4 and the film, of the centre view. Returns their paths.
 
