@@ -59,10 +59,8 @@ def read_classes(path: str | Path) -> Classes:
         ValueError: a class twice, indices other than 0 to N - 1 or 1 to N, a line that has none
             where others do, a heading that may be a class.
     """
-    if Path(path).suffix.lower() == ".json":
-        entries = _json_entries(path)
-    else:
-        entries = _text_entries(path)
+    is_json = Path(path).suffix.lower() == ".json"
+    entries = _json_entries(path) if is_json else _text_entries(path)
     seen: dict[str, str] = {}  # name -> where
     for where, _, name in entries:
         if name in seen:

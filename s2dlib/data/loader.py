@@ -154,8 +154,7 @@ def on_device(batches: Iterator[Batch], device: str | torch.device) -> Iterator[
         batches: on the CPU; for a GPU in pinned memory, or each copy waits.
     """
     if (device := torch.device(device)).type != "cuda":
-        for batch in batches:
-            yield _copy(batch, device)
+        yield from (_copy(batch, device) for batch in batches)
         return
     stream, before = torch.cuda.Stream(device), None
     for batch in batches:
