@@ -133,8 +133,7 @@ _GESTURE_DATA = DataConfig(
     csv="data/egogestar/egogestar.csv", cache="data/egogestar/cache", flip=False,
     n_frames=108, short_side=168, crop=160, scales=(160 / 168,),
 )  # fmt: skip
-# Each network learns for 26 epochs in all; SNet's last eight are at a tenth of the rate, so that it
-# stays what it was alone.
+# Each network learns for 26 epochs; SNet's last eight at a tenth of the rate leave it as it was.
 _GESTURE_TRAIN = TrainConfig(epochs=8, batch_size=8, lr=5e-4, lr_theta=1e-3, eval_every=2)
 _GESTURE_RECIPES = {
     "snet": replace(_GESTURE_TRAIN, epochs=18),

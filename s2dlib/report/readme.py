@@ -5,8 +5,7 @@ A page holds blocks, whose content is replaced and nothing else:
     <!-- make readme: NAME -->
     <!-- end -->
 
-NAME is a table's file, such as results/tables/table2.md, or `results` or `gestures`: the functions
-results_block and gestures_block.
+NAME is a table's file, such as results/tables/table2.md, or `results`: results_block.
 """
 
 from __future__ import annotations
@@ -19,12 +18,11 @@ import pandas as pd
 
 from s2dlib.data.files import write_atomic
 from s2dlib.report.records import read_records
-from s2dlib.report.tables import comparisons, full_model_comparison, paper_table, to_markdown
+from s2dlib.report.tables import comparisons, full_model_comparison, paper_table
 
 WIDTH = 120  # columns of a page
 PAGES = ("README.md", "docs/results.md")
 BLOCK = re.compile(r"(<!-- make readme: (\S+) -->\n).*?(?=<!-- end -->)", re.S)
-GESTURES = "egogestar-equal"  # prefix of runs whose preset is videos; it stands for one here
 WORDS = {  # kinds of full_model_comparison
     "a0": "**full model (a0)**",
     "a1": "SNet alone (a1)",
@@ -39,14 +37,14 @@ WORDS = {  # kinds of full_model_comparison
     "tsm": "one TSM of a0's cost",
 }
 IN_PROSE = ("fc", "paper", "authors")  # kinds whose top-1 stands in the sentences below the table
-SHOWN = {  # prefix of runs -> its videos, and kinds
+SHOWN = {  # preset -> its videos, and kinds
     "synthetic": ("drawn", ["a0", "a1", "a2", "b3", "top1_shuffled", "constant", *IN_PROSE]),
     "grid": ("a spoken digit (GRID)", ["a0", "b3", "top1_shuffled", "start"]),
     "grid-untrimmed": (
         "the same, anywhere in clips twice as long",
         ["a0", "top1_shuffled", "constant"],
     ),
-    GESTURES: ("gestures (EgoGestAR)", ["a0", "a1", "a2", "tsm"]),
+    "egogestar": ("gestures (EgoGestAR)", ["a0", "a1", "a2", "b3", "tsm", "start"]),
 }
 
 
@@ -54,13 +52,13 @@ def shown(records: pd.DataFrame) -> pd.DataFrame:
     """The lines of README's table.
 
     Returns:
-        videos (the prefix of the runs), what, kind, and top1, sd, n_seeds, a0_minus, interval as of
+        videos (the preset), what, kind, and top1, sd, n_seeds, a0_minus, interval as of
         tables.full_model_comparison.
     """
     parts = []
-    for prefix, (_, kinds) in SHOWN.items():
-        lines = full_model_comparison(records, prefix, {WORDS[kind]: kind for kind in kinds})
-        parts.append(lines.assign(videos=prefix, kind=kinds))
+    for preset, (_, kinds) in SHOWN.items():
+        lines = full_model_comparison(records, preset, {WORDS[kind]: kind for kind in kinds})
+        parts.append(lines.assign(videos=preset, kind=kinds))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -95,24 +93,13 @@ drawn videos, {clear} beyond their interval.
     return "\n\n".join(["\n".join(rows), *paragraphs]) + "\n"
 
 
-def gestures_block(records: pd.DataFrame) -> str:
-    """The table of docs/results.md on gestures, with costs and SNet's top-1 within each model."""
-    kinds = {WORDS[kind]: kind for kind in [*SHOWN[GESTURES][1], "b3"]}
-    metrics = ("top5", "snet_top1", "gmacs")
-    return to_markdown(full_model_comparison(records, GESTURES, kinds, metrics))
-
-
 def written(text: str, root: Path) -> str:
     """A page with each of its blocks written anew from the files in root / results."""
-    records = read_records(root / "results" / "runs")
-    gestures = records["run"].str.startswith(f"{GESTURES}-")
-    records["preset"] = records["preset"].mask(gestures, GESTURES)
-    paper = paper_table(root / "results" / "paper.csv")
-    made = {"results": results_block(records, paper), "gestures": gestures_block(records)}
+    results = root / "results"
+    lines = results_block(read_records(results / "runs"), paper_table(results / "paper.csv"))
 
     def block(match: re.Match[str]) -> str:
-        name = match[2]
-        return match[1] + (made[name] if name in made else (root / name).read_text())
+        return match[1] + (lines if match[2] == "results" else (root / match[2]).read_text())
 
     return BLOCK.sub(block, text)
 
