@@ -44,7 +44,7 @@ SHOWN = {  # preset -> its videos, and kinds
         "the same, anywhere in clips twice as long",
         ["a0", "top1_shuffled", "constant"],
     ),
-    "egogestar": ("gestures (EgoGestAR)", ["a0", "a1", "a2", "b3", "tsm", "start"]),
+    "egogestar": ("gestures (EgoGestAR)", ["a0", "a1", "a2", "tsm"]),
 }
 
 

@@ -269,5 +269,6 @@ def _cell(value: object) -> str:
     if pd.isna(value):
         return "–"
     if isinstance(value, float):
-        return f"{value:.1f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"
+        small = 1e-9 < abs(value) < 1  # below: three equal seeds, but for rounding
+        return f"{value:.2g}" if small else f"{value:.1f}"
     return str(value).replace("|", r"\|").replace("\n", " ")
