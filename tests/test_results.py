@@ -173,7 +173,7 @@ def test_provenance_says_how_to_repeat_a_run(monkeypatch):
     monkeypatch.delenv("S2D_COMMAND")
     monkeypatch.setattr(sys, "argv", ["train.py", "two words"])
     assert provenance(None, "cpu", 0, "clips")["command"] == "python train.py 'two words'"
-    monkeypatch.setitem(sys.modules, "ipykernel", None)
+    monkeypatch.setattr(sys, "argv", ["/lib/ipykernel_launcher.py", "-f", "kernel.json"])
     assert provenance(None, "cpu", 0, "clips")["command"] == "by hand in JupyterLab"
 
 

@@ -39,7 +39,7 @@ def provenance(command: str | None, device: torch.device | str, seed: int, data:
         command: the shell command; None: the one of s2d run or of a script that runs this.
         data: the data set's name or its CSV.
     """
-    by_hand = "ipykernel" in sys.modules
+    by_hand = Path(sys.argv[0]).stem == "ipykernel_launcher"
     started = "by hand in JupyterLab" if by_hand else shlex.join(["python", *sys.argv])
     device, installed = torch.device(device), {"python": platform.python_version()}
     for name in PACKAGES:
