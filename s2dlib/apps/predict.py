@@ -213,6 +213,9 @@ def predict_videos(args: Namespace) -> int:
 
     A table goes on: videos that it has are not predicted again, those that failed are.
 
+    Args:
+        args: what apps/cli.py's predict has parsed; timeout in seconds, batch in videos.
+
     Returns:
         The exit status: 1 where a video could not be read or drawn, 130 after Ctrl-C.
     """

@@ -101,7 +101,9 @@ def x3d(width: float, depth: float, weights: str | None = None) -> Backbone:
         width, depth: factors of channels and of blocks a stage; S and M 2.0, 2.2; XL 2.9, 5.0.
         weights: a file of pytorchvideo's weights, or None. Its classifier ("proj") is left out.
 
-    Raises: as read_weights and load_weights.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: keys are missing, left over or of another size (load_weights).
     """
     C = round_width(STEM_WIDTH * width)
     spatial = nn.Conv3d(3, C, (1, 3, 3), (1, 2, 2), (0, 1, 1), bias=False)

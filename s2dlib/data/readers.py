@@ -150,7 +150,10 @@ def _tell(path: str | Path, info: VideoInfo) -> None:
 
 
 def probe(path: str | Path, timeout: float = TIMEOUT) -> VideoInfo:
-    """Count the frames of a video by decoding all of them; ClipError where that fails."""
+    """Count the frames of a video by decoding all of them; ClipError where that fails.
+
+    timeout: seconds without progress granted to the file.
+    """
     return _reader().ask("probe", path, timeout)
 
 
@@ -169,6 +172,7 @@ def check_videos(
     """Probe every file: what is wrong with it, a hang or a crash too, is a row, no exception.
 
     Args:
+        timeout: seconds without progress granted to one file.
         processes: children at a time; None: one a core.
 
     Returns:

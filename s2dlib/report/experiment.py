@@ -64,8 +64,11 @@ def begin(
     """Write config.json before the first step: all that the run depends on, and how it came about.
 
     Args:
-        model, train_set, val_set, config, seed, device: as fit is to be given them; errors as well.
+        model, train_set, val_set, config, seed, device: as fit is to be given them.
         setting: preset, variant, recipe and test_split, by name.
+
+    Raises:
+        ValueError, RuntimeError: as begin_record.
     """
     source = records.provenance(None, device, seed, Path(train_set.config.csv).stem)
     record = setting | describe_run(model, train_set, val_set, config, seed)

@@ -60,7 +60,9 @@ def provenance(command: str | None, device: torch.device | str, seed: int, data:
 def begin_record(run_dir: str | Path, config: Values) -> None:
     """Write config.json before a training: describe_run of what fit is to be given, and any more.
 
-    Errors as of begin_run and only_writer.
+    Raises:
+        ValueError: checkpoints there are of another run; the folder stays as it is.
+        RuntimeError: another process is writing this run.
     """
     with only_writer(Path(run_dir)):
         begin_run(Path(run_dir), config)

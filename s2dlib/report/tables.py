@@ -157,7 +157,8 @@ def full_model_comparison(
         runs = _runs_of(done, preset, kind)
         top1 = _top1_of(done, preset, kind)
         less = difference(full["top1"], top1)
-        line = {"what": words, "top1": top1.mean(), "sd": top1.std(), "n_seeds": top1.count()}
+        sd = round(top1.std(), 9)  # of equal seeds 0, not what is left of rounding
+        line = {"what": words, "top1": top1.mean(), "sd": sd, "n_seeds": top1.count()}
         line |= {"a0_minus": less["ours"], "interval": less["interval"]}
         lines.append(line | {name: runs[name].mean() for name in metrics if name in runs})
     return pd.DataFrame(lines)
@@ -269,6 +270,5 @@ def _cell(value: object) -> str:
     if pd.isna(value):
         return "–"
     if isinstance(value, float):
-        small = 1e-9 < abs(value) < 1  # below: three equal seeds, but for rounding
-        return f"{value:.2g}" if small else f"{value:.1f}"
+        return f"{value:.1f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"
     return str(value).replace("|", r"\|").replace("\n", " ")
