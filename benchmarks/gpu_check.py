@@ -107,7 +107,7 @@ class Row:
 def n_workers() -> int:
     """As many as leave their batches in shared memory, of which containers have little."""
     free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
-    return max(1, min(8, free // (2 * 32 * 3 * 150 * 224 * 224)))  # two of mini-kinetics each
+    return max(1, min(8, free // (3 * 32 * 3 * 150 * 224 * 224)))  # three of mini-kinetics each
 
 
 def commands(step: str, out: Path, dry: bool) -> list[list[str]]:

@@ -30,7 +30,7 @@ from s2dlib.backbones import build
 from s2dlib.backbones.base import Backbone
 from s2dlib.config import TrainConfig
 from s2dlib.data.dataset import VideoDataset
-from s2dlib.data.loader import on_device
+from s2dlib.data.loader import PREFETCH, collate, load_batches, on_device
 from s2dlib.kernels import banded
 from s2dlib.kernels.graph import as_cuda_graph
 from s2dlib.losses import detail_loss, s2d_loss, synopsis_loss
@@ -370,3 +370,17 @@ def test_on_device_keeps_batches_in_order(device):
             assert value.device == torch.device(device)
             assert torch.equal(value.cpu(), expected[name])
     assert not list(on_device(iter(()), device))
+
+
+@needs_gpu
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_on_a_gpu_are_those_of_the_files(workers, csv):
+    data = replace(PRESETS["synthetic"].data, csv=csv, cache=None)
+    dataset, steps = VideoDataset(data, "test", train=False), [[i, 7 * i % 20] for i in range(20)]
+    for _ in range(2):
+        batches = load_batches(dataset, workers=workers, steps=steps, device="cuda")
+        for batch, step in zip(batches, steps, strict=True):
+            busy = torch.rand(2999, 2999, device="cuda") @ torch.rand(2999, 2999, device="cuda")
+            expected = collate([dataset[i] for i in step])["frames"]
+            assert torch.equal(batch["frames"].cpu(), expected) and busy.isfinite().all()
+    assert bool(workers) <= len(dataset.loader._pinned) <= (PREFETCH + 1) * workers

@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 from s2dlib.config import DataConfig
 from s2dlib.data.clips import choose_frames, load_clip, load_views
 from s2dlib.data.dataset import VideoDataset
-from s2dlib.data.loader import collate, load_batches
+from s2dlib.data.loader import PREFETCH, SlotLoader, collate, load_batches
 from s2dlib.data.readers import read_frames
 from s2dlib.data.sources import ClipError
 from s2dlib.data.table import class_names, read_csv
@@ -446,6 +446,26 @@ def test_workers_wait_for_the_next_epoch(dataset):
     for a, b in zip(second, clips(fresh, 1, workers=0), strict=True):
         assert torch.equal(a, b)  # they know of the epoch
     assert pickle.loads(pickle.dumps(kept)).loader is None
+
+
+@pytest.mark.slow
+def test_workers_write_pinned_batches_into_few_slots(dataset):
+    dataset, held = dataset(set(), train=False), {}
+    steps = [[i, i + 1] for i in range(19)]  # each longer than the one before
+    loader = SlotLoader(dataset, workers=2, pin=True)
+    for _ in range(2):
+        loader.batch_sampler[:] = steps
+        for batch, step in zip(loader, steps, strict=True):
+            expected = collate([dataset[i] for i in step])
+            assert torch.equal(batch["frames"], expected["frames"])
+            assert batch["index"].tolist() == step
+            slot = batch["frames"].untyped_storage()
+            held[slot.data_ptr()] = slot  # as pin_slot does
+    n = 2 * (PREFETCH + 1)
+    assert len(held) <= 4 * n < 2 * len(steps)  # each may grow three times
+    loader.batch_sampler[:] = [steps[-1]] * 12
+    last = {batch["frames"].untyped_storage().data_ptr() for batch in loader}
+    assert len(last) == n
 
 
 @pytest.mark.slow

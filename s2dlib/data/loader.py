@@ -8,7 +8,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+import weakref
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TypedDict, cast
 
 import torch
@@ -19,6 +21,7 @@ from s2dlib.data.dataset import Item, VideoDataset
 
 log = logging.getLogger(__name__)
 MAX_FAILED = 0.1  # of a split: with more unreadable clips it is not the data set one thinks it is
+PREFETCH = 2  # batches that a worker makes ahead of need
 
 
 class Batch(TypedDict, total=False):
@@ -36,8 +39,12 @@ class Batch(TypedDict, total=False):
     failed: dict[str, str]  # of collate only: path -> cause of what cannot be read
 
 
-def collate(items: list[Item]) -> Batch:
+def collate(items: list[Item], pin: bool = False) -> Batch:
     """One batch of clips of different length, without those that cannot be read.
+
+    Args:
+        items: of B videos.
+        pin: as pad.
 
     Returns:
         A Batch with failed, and with nothing else where no clip is left.
@@ -48,7 +55,7 @@ def collate(items: list[Item]) -> Batch:
         return {"failed": failed}
     clips = [x if (x := item["frames"]).ndim == 5 else x[None] for item in items]
     V = len(clips[0])
-    frames, n_frames = pad(clips)
+    frames, n_frames = pad(clips, pin=pin)
     index = torch.tensor([item["index"] for item in items])
     batch: Batch = {
         "frames": frames,
@@ -62,12 +69,16 @@ def collate(items: list[Item]) -> Batch:
     return batch
 
 
-def pad(clips: Sequence[Tensor], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+def pad(
+    clips: Sequence[Tensor], device: str | torch.device = "cpu", pin: bool = False
+) -> tuple[Tensor, Tensor]:
     """Clips of different length in one tensor, each with zeros after its end.
 
     Args:
         clips: the views of B videos; for a GPU in pinned memory, or each copy waits.
             (V, C, T, H, W) each
+        pin: into memory that is pinned: a worker's PREFETCH + 1 batches by turns, which are
+            pinned by who gets them (SlotLoader).
 
     Returns:
         (B V, C, T_max, H, W) on the device, and n_frames on the CPU. (B V,)
@@ -75,15 +86,68 @@ def pad(clips: Sequence[Tensor], device: str | torch.device = "cpu") -> tuple[Te
     V, C, _, H, W = clips[0].shape
     n_frames = torch.tensor([clip.shape[2] for clip in clips])
     shape = (len(clips), V, C, int(n_frames.max()), H, W)
-    shared = get_worker_info() is not None  # or the way from a worker would be one more copy
-    frames = clips[0].new_empty(0 if shared else shape, device=device)
-    if shared:
-        nbytes = math.prod(shape) * frames.element_size()
-        frames = frames.set_(torch.UntypedStorage._new_shared(nbytes)).view(shape)
+    if get_worker_info() is None:
+        frames = clips[0].new_empty(shape, device=device, pin_memory=pin)
+    else:  # in shared memory, or the way from a worker would be one more copy
+        n = math.prod(shape)
+        nbytes = n * clips[0].element_size()
+        storage = _slot(nbytes) if pin else torch.UntypedStorage._new_shared(nbytes)
+        frames = clips[0].new_empty(0).set_(storage)[:n].view(shape)
     for row, clip in zip(frames, clips, strict=True):
         row[:, :, : clip.shape[2]].copy_(clip, non_blocking=True)
         row[:, :, clip.shape[2] :] = 0
     return frames.flatten(0, 1), n_frames.repeat_interleave(V)
+
+
+_slots: list[torch.UntypedStorage] = []  # of a worker, the next one first
+
+
+def _slot(nbytes: int) -> torch.UntypedStorage:
+    """Shared memory for a worker's next batch: that of the last but PREFETCH.
+
+    New memory would cost a batch more than its copy: each page is made, zeroed and pinned.
+    """
+    slot = _slots.pop(0) if len(_slots) > PREFETCH else None
+    if slot is None or slot.nbytes() < nbytes:
+        grown = nbytes if slot is None else max(nbytes, slot.nbytes() * 3 // 2)
+        slot = torch.UntypedStorage._new_shared(grown)
+    _slots.append(slot)
+    return slot
+
+
+class SlotLoader(DataLoader):
+    """A DataLoader that pins the memory of its workers' batches once, not each batch anew."""
+
+    def __init__(self, dataset: VideoDataset, workers: int, pin: bool) -> None:
+        super().__init__(
+            dataset,
+            batch_sampler=[],
+            num_workers=workers,
+            collate_fn=partial(collate, pin=pin),
+            worker_init_fn=return_memory,
+            prefetch_factor=PREFETCH if workers else None,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),
+        )
+        self.pin = pin
+        self._pinned: dict[int, torch.UntypedStorage] = {}  # held, or a batch is mapped anew
+        weakref.finalize(self, _unpin, self._pinned)
+
+    def pin_slot(self, batch: Batch) -> Batch:
+        """The batch itself, whose frames lie in pinned memory now."""
+        slot = batch["frames"].untyped_storage()
+        if slot.data_ptr() not in self._pinned and not slot.is_pinned():
+            cuda = torch.cuda.cudart()
+            torch.cuda.check_error(cuda.cudaHostRegister(slot.data_ptr(), slot.nbytes(), 0))
+            self._pinned[slot.data_ptr()] = slot
+        return batch
+
+
+def _unpin(slots: dict[int, torch.UntypedStorage]) -> None:
+    """Before their memory is given back."""
+    for address in slots:
+        torch.cuda.cudart().cudaHostUnregister(address)
+    slots.clear()
 
 
 def return_memory(worker: int = 0) -> None:
@@ -127,23 +191,15 @@ def load_batches(
     return on_device(_drop_failed(dataset, loader, iter(loader), len(steps)), device)
 
 
-def _loader_of(dataset: VideoDataset, workers: int, pin_memory: bool) -> DataLoader:
+def _loader_of(dataset: VideoDataset, workers: int, pin: bool) -> SlotLoader:
     """The data set's loader, whose workers wait since it was last read to its end; or a new one.
 
     Beside a GPU eight workers take seconds to start, as long as an epoch of a small data set.
     """
-    loader, dataset.loader = dataset.loader, None  # it is busy until it is given back
-    if loader is None or (loader.num_workers, loader.pin_memory) != (workers, pin_memory):
-        loader = DataLoader(
-            dataset,
-            batch_sampler=[],
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=pin_memory,
-            worker_init_fn=return_memory,
-            persistent_workers=workers > 0,
-            generator=torch.Generator(),
-        )
+    loader = cast("SlotLoader | None", dataset.loader)
+    dataset.loader = None  # it is busy until it is given back
+    if loader is None or (loader.num_workers, loader.pin) != (workers, pin):
+        loader = SlotLoader(dataset, workers, pin)
     return loader
 
 
@@ -151,19 +207,21 @@ def on_device(batches: Iterator[Batch], device: str | torch.device) -> Iterator[
     """Batches whose tensors lie on a device; on a GPU the next one is copied while one is used.
 
     Args:
-        batches: on the CPU; for a GPU in pinned memory, or each copy waits.
+        batches: on the CPU; for a GPU in pinned memory, or each copy waits. A batch's memory may
+            be used again once the next one is asked for.
     """
     if (device := torch.device(device)).type != "cuda":
         yield from (_copy(batch, device) for batch in batches)
         return
     stream, before = torch.cuda.Stream(device), None
-    for batch in batches:
+    while batch := next(batches, None):
         with torch.cuda.stream(stream):
             copies = _copy(batch, device, non_blocking=True)
         after = (copies, stream.record_event())
         if before is not None:
             yield _wait_for_copy(*before)
         before = after
+        after[1].synchronize()  # begun before the step that was just launched
     if before is not None:
         yield _wait_for_copy(*before)
 
@@ -184,7 +242,7 @@ def _wait_for_copy(batch: Batch, copied: torch.cuda.Event) -> Batch:
 
 
 def _drop_failed(
-    dataset: VideoDataset, loader: DataLoader, batches: Iterator[Batch], n: int
+    dataset: VideoDataset, loader: SlotLoader, batches: Iterator[Batch], n: int
 ) -> Iterator[Batch]:
     """Those of n batches that hold a clip; what cannot be read is logged and counted."""
     for i, batch in enumerate(batches, start=1):
@@ -193,7 +251,7 @@ def _drop_failed(
         if failed := batch.pop("failed"):
             _log_failed(dataset, failed)
         if batch:
-            yield batch
+            yield loader.pin_slot(batch) if loader.pin else batch
 
 
 def _log_failed(dataset: VideoDataset, failed: dict[str, str]) -> None:
