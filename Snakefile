@@ -190,8 +190,7 @@ rule row:  # one row of Table 2, all together or what it keeps of the model
         start=lambda wildcards, input: " ".join(
             [
                 *(f"-p {key} ../{path}" for key, path in input.items() if key),
-                *([] if STAGED else ["-p recipe paper"]),
-                *([] if STAGED or STUDY.trials else ["-p test_split val"]),  # the owners keep theirs
+                *([] if STAGED else ["-p recipe paper -p test_split val"]),
                 *(PUBLISHED[n] for n, row in NETWORKS.items() if not STAGED and wildcards.row != row),
             ]
         ),

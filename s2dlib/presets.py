@@ -111,8 +111,6 @@ _GRID_RECIPES = {
     "joint": replace(_GRID_TRAIN, lr=1e-3, lr_theta=4e-3, hold_zoom=2, eval_every=2),
     "truth": replace(_GRID_TRAIN, lr=1e-3, lr_theta=4e-3, theta_source="truth", eval_every=2),
 }
-# The paper's words: from scratch, all together, in one stage; about as long as all stages above.
-_GRID_SCRATCH = replace(_GRID_RECIPES["joint"], epochs=64, lr=3e-3, eval_every=8)
 # Small enough to be fine-tuned on a CPU.
 _VIDEOS_MODEL = ModelConfig(
     n_classes=10, dnet="mobilenet_v2", synopsis_size=(8, 64, 64), detail_size=(8, 80, 80),
@@ -225,8 +223,6 @@ PRESETS: dict[str, Preset] = {
     "x3d-xl": _alone(400, "x3d-xl", (16, 312, 312), replace(_KINETICS, short_side=356, crop=312)),
     # GRID, a spoken word (s2d index grid): the mouth tells, the whole picture tells when and where.
     "grid": Preset(model=_GRID_MODEL, data=_GRID_DATA, recipes=_GRID_RECIPES),
-    # The same from scratch, in one stage.
-    "grid-scratch": Preset(model=_GRID_MODEL, data=_GRID_DATA, recipes={"paper": _GRID_SCRATCH}),
     # The same sentences, each somewhere in a clip of twice the length, in the talker's own silence.
     "grid-untrimmed": Preset(
         model=replace(_GRID_MODEL, synopsis_size=(48, 32, 32), start_zoom=(0.11, 0.25)),

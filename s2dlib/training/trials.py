@@ -113,20 +113,6 @@ GRID = {
         fields={"epochs": 64, "lr": 3e-3, "eval_every": 8},
     ),
 }
-SCRATCH = {  # GRID's in one stage
-    name: replace(trial, recipe="paper", start=(None, None))
-    for name, trial in {
-        "tsm": replace(GRID["tsm"], fields={"snet": "tiny-d", "synopsis_size": [32, 64, 64]}),
-        "start": GRID["start"],
-        "truth": replace(CEILING["truth"], fields={"theta_source": "truth"}),
-        **{
-            f"shift-{n}": Trial(
-                words=f"attention starts {n} frames after motion", fields={"start_shift": float(n)}
-            )
-            for n in (0, 6, 11, 16, 22)
-        },
-    }.items()
-}
 # EgoGestAR's, whose true moments nobody knows.
 GESTURES = {
     "tsm": replace(GRID["tsm"], fields={"synopsis_size": [12, 96, 96], "epochs": 26}),
@@ -136,7 +122,8 @@ GESTURES = {
         fields={"start": "uniform", "start_zoom": [1.0, 1.0]},
     ),
 }
-# How much later than motion the word is: DNet's close-ups there, half as long; chosen on val.
+# How much later than motion the word is, chosen on val: DNet's close-ups there, half as long, and
+# the full model from nothing.
 SHIFTS = {
     f"shift-{n}": Trial(
         words=f"DNet's close-ups {n} frames after motion, 24 epochs",
@@ -146,6 +133,13 @@ SHIFTS = {
         fields={"start_shift": float(n), "epochs": 24},
     )
     for n in (0, 6, 11, 16)
+} | {
+    f"nothing-shift-{n}": replace(
+        GRID["nothing"],
+        words=f"from nothing, attention starts {n} frames after motion",
+        fields=GRID["nothing"].fields | {"start_shift": float(n)},
+    )
+    for n in (0, 16)
 }
 
 
@@ -166,11 +160,6 @@ class Study:
 
 STUDIES = {  # a preset, or the begin of its name -> its study
     "synthetic": Study(TRIALS, SWEEPS, WINDOWS, CEILING),
-    "grid-scratch": Study(
-        {name: SCRATCH[name] for name in ("tsm", "start")},
-        {name: trial for name, trial in SCRATCH.items() if name.startswith("shift")},
-        ceiling={"truth": SCRATCH["truth"]},
-    ),
     "grid": Study(GRID, SHIFTS, GRID_WINDOWS, CEILING),
     "egogestar": Study(GESTURES),
 }
