@@ -93,6 +93,7 @@ GRID_WINDOWS = {
         *((0.35, 0.45, at) for at in ([0.52, 0.7, 0.4], [0.52, 0.79, 0.5])),
     )
 }
+_SCRATCH = {"epochs": 64, "lr": 3e-3, "eval_every": 8}
 GRID = {
     "tsm": Trial(
         words="TSM alone, at as many multiply-adds",
@@ -110,7 +111,13 @@ GRID = {
     "nothing": Trial(
         words="from nothing, in one stage of 64 epochs",
         start=(None, None),
-        fields={"epochs": 64, "lr": 3e-3, "eval_every": 8},
+        fields=_SCRATCH,
+    ),
+    "nothing-start": Trial(
+        words="the same, DNet alone where the attention starts",
+        variant="a2",
+        start=(None, None),
+        fields=_SCRATCH | {"theta_source": "motion"},
     ),
 }
 # EgoGestAR's, whose true moments nobody knows.
