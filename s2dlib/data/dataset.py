@@ -191,7 +191,7 @@ class VideoDataset(Dataset):
             indices = choose(len(video))
             view = slice(indices[0], indices[-1] + 1, config.frame_stride)
             frames = cut(video[indices if config.within else view])
-        return frames.movedim(0, 2).contiguous(), start, crops
+        return frames.movedim(0, 2), start, crops
 
     def _choose(
         self, n_total: int, index: int, generator: Generator | None
