@@ -93,7 +93,12 @@ GRID_WINDOWS = {
         *((0.35, 0.45, at) for at in ([0.52, 0.7, 0.4], [0.52, 0.79, 0.5])),
     )
 }
-_SCRATCH = {"epochs": 64, "lr": 3e-3, "eval_every": 8}
+_NOTHING = Trial(
+    words="from nothing, in one stage of 64 epochs",
+    start=(None, None),
+    fields={"epochs": 64, "lr": 3e-3, "eval_every": 8},
+)
+_AT_16 = _NOTHING.fields | {"start_shift": 16.0}  # as validation chooses
 GRID = {
     "tsm": Trial(
         words="TSM alone, at as many multiply-adds",
@@ -108,16 +113,15 @@ GRID = {
         start=(None, "zoom"),
         fields={"theta_source": "motion"},
     ),
-    "nothing": Trial(
-        words="from nothing, in one stage of 64 epochs",
-        start=(None, None),
-        fields=_SCRATCH,
+    "nothing": _NOTHING,
+    "nothing-shift-16": replace(
+        _NOTHING, words="the same, starts 16 frames after motion", fields=_AT_16
     ),
-    "nothing-start": Trial(
-        words="the same, DNet alone where the attention starts",
+    "nothing-shift-16-start": replace(
+        _NOTHING,
+        words="DNet alone where that starts, as long",
         variant="a2",
-        start=(None, None),
-        fields=_SCRATCH | {"theta_source": "motion"},
+        fields=_AT_16 | {"theta_source": "motion"},
     ),
 }
 # EgoGestAR's, whose true moments nobody knows.
@@ -129,8 +133,7 @@ GESTURES = {
         fields={"start": "uniform", "start_zoom": [1.0, 1.0]},
     ),
 }
-# How much later than motion the word is, chosen on val: DNet's close-ups there, half as long, and
-# the full model from nothing.
+# How much later than motion the word is: DNet's close-ups there, half as long; chosen on val.
 SHIFTS = {
     f"shift-{n}": Trial(
         words=f"DNet's close-ups {n} frames after motion, 24 epochs",
@@ -140,13 +143,6 @@ SHIFTS = {
         fields={"start_shift": float(n), "epochs": 24},
     )
     for n in (0, 6, 11, 16)
-} | {
-    f"nothing-shift-{n}": replace(
-        GRID["nothing"],
-        words=f"from nothing, attention starts {n} frames after motion",
-        fields=GRID["nothing"].fields | {"start_shift": float(n)},
-    )
-    for n in (0, 16)
 }
 
 
