@@ -142,7 +142,7 @@ SHIFTS = {
         start=(None, None),
         fields={"start_shift": float(n), "epochs": 24},
     )
-    for n in (0, 6, 11, 16)
+    for n in (0, 6, 11, 16, 21)
 }
 
 
