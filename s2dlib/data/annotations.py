@@ -18,7 +18,7 @@ from s2dlib.data.classes import Row
 from s2dlib.data.listing import list_folder
 from s2dlib.data.lists import read_list
 from s2dlib.data.splits import SPLITS, file_and_split, parse_split, split_of_folder, words
-from s2dlib.data.table import load_json, read_fields, text_lines
+from s2dlib.data.table import as_records, load_json, read_fields, text_lines
 
 
 def read_kinetics(annotations: Sequence[str]) -> list[Row]:
@@ -36,10 +36,8 @@ def read_kinetics(annotations: Sequence[str]) -> list[Row]:
                 f"{path}: no column youtube_id in {header}; expected Kinetics' own file, with "
                 "label,youtube_id,time_start,time_end,split"
             )
-        for where, fields in lines:
-            if len(fields) != len(header):
-                raise ValueError(f"{where}: {len(fields)} fields, expected {len(header)}")
-            row = dict(zip(header, map(str.strip, fields), strict=True))
+        for where, record in as_records(header, lines):
+            row = {name: field.strip() for name, field in record.items()}
             own = parse_split(row.get("split") or split, path, where)
             rows.append(Row(_kinetics_names(row, where), row.get("label", ""), own, where))
     return rows
@@ -156,25 +154,22 @@ def _split_level(videos: Path, paths: Sequence[Path]) -> int | None:
     """
     for level in (0, 1):
         inner = [path.parts for path in paths if len(path.parts) > level + 1]
-        known: dict[str, set[str]] = {}  # split -> its words
-        other = set()
-        for name in {parts[level] for parts in inner}:
-            if split := split_of_folder(name):
-                known.setdefault(split, set()).update(set(words(name)) & SPLITS.keys())
-            else:
-                other.add(name)
-        told = sorted(set().union(*known.values()))
+        names = {parts[level] for parts in inner}
+        splits = {name for name in names if split_of_folder(name)}
+        other = sorted(names - splits)
+        told = sorted({word for name in splits for word in words(name) if word in SPLITS})
         if level == 0 and len(told) == 1 and other and all(len(parts) == 2 for parts in inner):
             continue  # a class of this name: there is no folder of a class below it
-        if known and other:
+        if told and other:
             raise ValueError(
-                f"{videos}: folders {', '.join(told)} are splits, but "
-                f"{', '.join(sorted(other)[:5])} none; rename or move these, or use the words "
-                f"{', '.join(SPLITS)}"
+                f"{videos}: folders {', '.join(told)} are splits, but {', '.join(other[:5])} none; "
+                f"rename or move these, or use the words {', '.join(SPLITS)}"
             )
-        if twice := next((names for names in known.values() if len(names) > 1), None):
-            raise ValueError(f"{videos}: {' and '.join(sorted(twice))} are one split; rename one")
-        if known:
+        for split in {SPLITS[word] for word in told}:
+            same = [word for word in told if SPLITS[word] == split]
+            if len(same) > 1:
+                raise ValueError(f"{videos}: {' and '.join(same)} are one split; rename one")
+        if told:
             return level
     below: dict[str, set[str]] = {}  # folder -> those within it
     for parts in inner:

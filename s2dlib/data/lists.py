@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from s2dlib.data.classes import Row, clean, unquote
 from s2dlib.data.listing import SUFFIXES
 from s2dlib.data.splits import file_and_split, parse_split
-from s2dlib.data.table import load_json, parse_json, read_fields, text_lines
+from s2dlib.data.table import as_records, load_json, parse_json, read_fields, text_lines
 
 SEP = r"[ \t;,]+"
 SUFFIX = rf'\.(?:{"|".join(SUFFIXES)})"?'  # of a video's file
@@ -125,22 +125,19 @@ def _read_records(path: Path) -> list[Record]:
     elif suffix == ".jsonl":
         objects = [(where, parse_json(where, text)) for where, text in text_lines(path)]
     else:
-        return list(_read_columns(path))
+        return _read_columns(path)
     if wrong := next((pair for pair in objects if not isinstance(pair[1], dict)), None):
         raise ValueError(f"{wrong[0]}: expected an object of file_name and label, got {wrong[1]}")
     return objects
 
 
-def _read_columns(path: Path) -> Iterator[Record]:
+def _read_columns(path: Path) -> list[Record]:
     _, first = next(text_lines(path), ("", ""))
     delimiter = next((sign for sign in ",;\t" if sign in first), " ")
     heading = [clean(word).lower() for word in first.split(delimiter)]
     if len(heading) < 2 or not set(heading) & set(PATH_COLUMNS):
-        return
-    for where, fields in list(read_fields(path, delimiter))[1:]:
-        if len(fields) != len(heading):
-            raise ValueError(f"{where}: {len(fields)} fields, expected {len(heading)}")
-        yield where, dict(zip(heading, fields, strict=True))
+        return []
+    return list(as_records(heading, list(read_fields(path, delimiter))[1:]))
 
 
 def _rows_of_records(records: Sequence[Record], path: Path, split: str) -> Iterator[Row]:

@@ -6,15 +6,15 @@ import csv as csv_format
 import json
 import os
 import re
+from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
 
-BOM = b"\xef\xbb\xbf"
 REQUIRED = ("path", "label", "split")
 
 
@@ -41,14 +41,12 @@ def read_csv(csv: str | Path) -> pd.DataFrame:
         raise ValueError(f"{csv}: no column {', '.join(missing)}; the columns are {columns}")
     if not rows:
         raise ValueError(f"{csv}: no rows below the header")
-    records = {}
-    for line, fields in rows:
-        if len(fields) != len(columns):
-            raise ValueError(f"{csv}, row {line}: {len(fields)} fields, expected {len(columns)}")
-        records[line] = record = dict(zip(columns, fields, strict=True))
+    records = []
+    for where, record in as_records(columns, ((f"{csv}, row {i}", fields) for i, fields in rows)):
         if empty := [name for name in REQUIRED if not record[name].strip()]:
-            raise ValueError(f"{csv}, row {line}: {empty[0]} is empty")
-    table = pd.DataFrame(list(records.values()), index=list(records), dtype=object)
+            raise ValueError(f"{where}: {empty[0]} is empty")
+        records.append(record)
+    table = pd.DataFrame(records, index=[i for i, _ in rows], dtype=object)
     table["split"] = table["split"].str.strip()
     for column in {"label", "label_name"} & set(columns):  # composed, so that one class is one
         table[column] = table[column].str.strip().str.normalize("NFC")
@@ -77,9 +75,19 @@ def read_fields(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
     return ((f"{path}, line {n}", fields) for n, fields in read_lines(path, delimiter))
 
 
+def as_records(
+    columns: Sequence[str], lines: Iterable[tuple[str, list[str]]]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where, and the fields of each line by their columns; ValueError where one lacks some."""
+    for where, fields in lines:
+        if len(fields) != len(columns):
+            raise ValueError(f"{where}: {len(fields)} fields, expected {len(columns)}")
+        yield where, dict(zip(columns, fields, strict=True))
+
+
 def text_lines(path: str | Path) -> Iterator[tuple[str, str]]:
     """Where, and each line that is not blank, without the blanks around it."""
-    for i, line in enumerate(Path(path).read_bytes().removeprefix(BOM).splitlines(), 1):
+    for i, line in enumerate(Path(path).read_bytes().removeprefix(BOM_UTF8).splitlines(), 1):
         try:
             text = line.decode().strip()
         except UnicodeDecodeError as error:
@@ -90,7 +98,7 @@ def text_lines(path: str | Path) -> Iterator[tuple[str, str]]:
 
 def load_json(path: str | Path, kinds: tuple[type, ...]) -> Any:  # noqa: ANN401
     """The content of a JSON file, of one of some types."""
-    value = parse_json(str(path), Path(path).read_bytes().removeprefix(BOM))
+    value = parse_json(str(path), Path(path).read_bytes())
     if not isinstance(value, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{path}: expected a JSON {names}, got {type(value).__name__}")
