@@ -27,12 +27,12 @@ def split_flow(names: Iterable[str]) -> tuple[list[str], list[str]]:
     """
     prefixes = {name: match["prefix"] for name in names if (match := NUMBERED.fullmatch(name))}
     alone = all(map(_FLOW_AXIS.fullmatch, prefixes.values())) and len(set(prefixes.values())) == 1
-    flow = {
-        name
-        for name, prefix in prefixes.items()
-        if _FLOW.fullmatch(prefix) or (_FLOW_AXIS.fullmatch(prefix) and not alone)
-    }
-    return [name for name in prefixes if name not in flow], [n for n in prefixes if n in flow]
+    frames: list[str] = []
+    flow: list[str] = []
+    for name, prefix in prefixes.items():
+        is_flow = _FLOW.fullmatch(prefix) or (_FLOW_AXIS.fullmatch(prefix) and not alone)
+        (flow if is_flow else frames).append(name)
+    return frames, flow
 
 
 def is_flow_folder(name: str) -> bool:

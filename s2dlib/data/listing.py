@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -50,14 +50,12 @@ def list_folder(folder: str | Path) -> Listing:
     all of them where one is a video.
     """
     found = _Found()
-    visited: list[str] = []
     linked: set[str] = set()  # what links point to
     todo = [""]
     bar = tqdm(desc=f"listing {folder}", unit=" folders", delay=1, leave=False, disable=None)
     while todo:
         bar.update()
         below = todo.pop()
-        visited.append(below)
         inner: list[str] = []
         names: list[str] = []
         with os.scandir(os.path.join(folder, below)) as entries:
@@ -73,15 +71,14 @@ def list_folder(folder: str | Path) -> Listing:
         found.add(folder, below, sorted(names), inner)
         todo += [os.path.join(below, name) for name in inner]
     bar.close()
-    return Listing(
-        sorted(found.videos), [*found.notes(), *_empty(visited, found.videos, found.flow_folders)]
-    )
+    return Listing(sorted(found.videos), found.notes())
 
 
 class _Found:
     """The videos of a folder so far, and the files that are none, by suffix."""
 
     def __init__(self) -> None:
+        self.folders: list[str] = []
         self.videos: list[str] = []
         self.left_out: Counter[str] = Counter()
         self.opened: Counter[str] = Counter()
@@ -91,12 +88,10 @@ class _Found:
 
     def add(self, folder: str | Path, below: str, names: Sequence[str], inner: list[str]) -> None:
         """Take in the names of a folder's files, and of the folders within it."""
-        videos: list[str] = []
-        images: list[str] = []
-        others: list[str] = []
-        for name in names:
-            suffix = _suffix(name)
-            (videos if suffix in VIDEOS else images if suffix in IMAGES else others).append(name)
+        self.folders.append(below)
+        videos = [name for name in names if _suffix(name) in VIDEOS]
+        images = [name for name in names if _suffix(name) in IMAGES]
+        others = sorted(set(names).difference(videos, images))
         frames, flow = split_flow(images)
         alone = below and not videos and all(map(is_flow_folder, inner))
         if not (alone and len(frames) + len(flow) > len(others)):  # else images are thumbnails
@@ -126,24 +121,36 @@ class _Found:
         return is_one
 
     def notes(self) -> list[str]:
-        """What was left out, a sentence each."""
+        """What was left out, and where no video is, a sentence each."""
         notes, words = [], []
         for suffix, n in sorted(self.left_out.items()):
+            kind = suffix if suffix.startswith(".") else f"without suffix{suffix}"
             some = 0 < self.opened[suffix] < n and suffix not in self.with_videos
-            words.append(
-                f"{_count(n, 'file')} {suffix if suffix[:1] == '.' else 'without suffix' + suffix}"
-                + f" ({self.opened[suffix]} of them opened)" * some
-            )
+            opened = f" ({self.opened[suffix]} of them opened)" if some else ""
+            words.append(f"{_count(n, 'file')} {kind}{opened}")
         if words:
             more = f" and files of {len(words) - 12} more suffixes" * (len(words) > 12)
             notes.append(f"left out, being no videos: {', '.join(words[:12])}{more}")
         if self.n_flow:
             notes.append(f"left out: {self.n_flow} images of optical flow beside frames")
         if self.flow_folders:
-            notes.append(
-                f"left out, being optical flow: {_some(sorted(self.flow_folders), 'folder')}"
-            )
+            notes.append(f"left out, being optical flow: {_folders(self.flow_folders)}")
+        if (empty := self._empty()) and self.videos:
+            notes.append(f"without a video: {_folders(empty)}")
         return notes
+
+    def _empty(self) -> list[str]:
+        """The uppermost folders without a video, besides those of flow."""
+        full = {""}
+        for path in self.videos:
+            while path not in full:
+                full.add(path)
+                path = os.path.dirname(path)
+        return [
+            path
+            for path in set(self.folders) - full - set(self.flow_folders)
+            if os.path.dirname(path) in full and not is_flow_folder(os.path.basename(path))
+        ]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -166,36 +173,19 @@ def _is_video(path: str) -> bool:
     try:
         with open(path, "rb") as file:
             head = file.read(512)
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+        is_text = TEXT.issuperset(head)
+    except UnicodeDecodeError:
+        is_text = False
     except OSError:
         return False
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
-        return is_video(path, TIMEOUT)
-    return not TEXT.issuperset(head) and is_video(path, TIMEOUT)
-
-
-def _empty(visited: Sequence[str], videos: Sequence[str], flow: Iterable[str]) -> list[str]:
-    """A note on the folders without a video, the uppermost ones, besides those of flow."""
-    full, flow = {""}, set(flow)
-    for path in videos:
-        while path not in full:
-            full.add(path)
-            path = os.path.dirname(path)
-    empty = [
-        path
-        for path in sorted(visited)
-        if path not in full
-        and path not in flow
-        and os.path.dirname(path) in full
-        and not is_flow_folder(os.path.basename(path))
-    ]
-    return [f"without a video: {_some(empty, 'folder')}"] if empty and videos else []
+    return not is_text and is_video(path, TIMEOUT)
 
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
 
 
-def _some(paths: Sequence[str], noun: str) -> str:
-    return f"{_count(len(paths), noun)} ({', '.join(paths[:5])}{', ...' * (len(paths) > 5)})"
+def _folders(paths: Sequence[str]) -> str:
+    more = ", ..." if len(paths) > 5 else ""
+    return f"{_count(len(paths), 'folder')} ({', '.join(sorted(paths)[:5])}{more})"
