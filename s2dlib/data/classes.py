@@ -213,11 +213,10 @@ def _first_index(rows: Sequence[Row], classes: Classes | None, notes: list[str])
     labels = [int(row.label) for row in rows]
     low, high, n = min(labels), max(labels), len(classes.names) if classes else 0
     first = _first_by_folder(rows, classes)
-    if first is None and classes and classes.first is not None and 0 < low and high < n:
-        first = classes.first
+    own = classes.first if classes else None
+    if first is None and own is not None and 0 < low and high < own + n:
+        first = own
     if first is None and low == 1 and len(set(labels)) == high == (n or high):
-        first = 1
-    if first is None and classes and classes.first == 1 and 0 < low and high == n:
         first = 1
     if first is None and low > 0 and (not n or high < n):
         raise ValueError(
@@ -230,8 +229,8 @@ def _first_index(rows: Sequence[Row], classes: Classes | None, notes: list[str])
             allowed = f"{first} to {first + n - 1}" if n else ">= 0"
             where = rows[labels.index(label)].where
             raise ValueError(f"{where}: label must be {allowed}, got {label}")
-    if classes and classes.first is not None and first != classes.first:
-        notes.append(f"classes count from {classes.first}, lists from {first}: taken in order")
+    if own is not None and first != own:
+        notes.append(f"classes count from {own}, lists from {first}: taken in order")
     elif first == 1:
         notes.append("labels count from 1 in the lists, from 0 in the index")
     return first
