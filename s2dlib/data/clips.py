@@ -6,6 +6,7 @@ Axes: C colours (1 where the frames are gray), T x H x W raw frames.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -195,8 +196,6 @@ def load_views(path: str | Path, config: DataConfig) -> Tensor:
         crops = choose_crops(H, W, config, config.test_crops)
         return torch.stack([crop.cut(frames) for crop in crops], 1)
 
-    def choose(n_total: int) -> list[int]:
-        return choose_frames(n_total, config)
-
+    choose = partial(choose_frames, config=config)
     frames = read_frames(path, choose, config.short_side, config.timeout, cut)
     return frames.movedim(0, 2).contiguous()

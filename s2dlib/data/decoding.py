@@ -70,7 +70,6 @@ class Video:
             rate = stream.average_rate or stream.guessed_rate
             self.fps = float(rate) if rate else math.nan
             self.kind = (container.format.name, stream.codec_context.codec.canonical_name)
-            self.pixels = stream.codec_context.pix_fmt
             self._is_copy = container.metadata.get("comment") == COPY
             claimed, seconds = stream.frames, (container.duration or 0) / av.time_base
             if claimed and self.kind[0] == MOV:  # samples that an edit list leaves
@@ -181,7 +180,7 @@ class Video:
             why = f", then {first_line(self._failure)}" if self._failure else ""
             raise ClipError(self.path, cause + why)
 
-    def _from_start(self, _: int = 0) -> Iterator[tuple[int, VideoFrame]]:
+    def _from_start(self, _: int) -> Iterator[tuple[int, VideoFrame]]:
         """All frames with their numbers; what was decoded when the file was opened serves once."""
         if self._forward is None:
             return enumerate(self._decode())

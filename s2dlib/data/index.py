@@ -64,10 +64,9 @@ def make_index(
                 f"in {other.split} by {other.where}; one of the two must go"
             )
     if not any(found):
-        names = [name for row in rows[:2] for name in row.names] or ["no row with a label"]
-        expected = ", ".join(names)
-        there = ", ".join([*videos[:3], *notes] or ["no video file, nor a folder of frames"])
-        raise ValueError(f"{folder}: nothing found; expected names like {expected}; there: {there}")
+        wanted = ", ".join(name for row in rows[:2] for name in row.names) or "no row with a label"
+        there = ", ".join([*videos[:3], *notes]) or "no video file, nor a folder of frames"
+        raise ValueError(f"{folder}: nothing found; expected names like {wanted}; there: {there}")
     if len(table) < len(rows):
         notes.append(f"{len(rows) - len(table)} rows repeat another one: dropped")
     if n := len(ambiguous):
@@ -148,9 +147,8 @@ def write_index(
     out, folder = Path(os.path.abspath(out)), Path(os.path.abspath(folder))
     found, missing = table[table["path"].notna()], table[table["path"].isna()]
     n_before = sum(1 for _ in read_lines(out)) - 1 if out.exists() else 0
-    if n_before > len(found) and not replace:
-        text = f"{out}: names {n_before} videos, this would leave {len(found)}; --replace"
-        raise ValueError(text)
+    if (n := len(found)) < n_before and not replace:
+        raise ValueError(f"{out}: names {n_before} videos, this would leave {n}; --replace")
     if folder.is_relative_to(out.parent):
         folder = folder.relative_to(out.parent)
     found = found.assign(path=[no_blank_first(folder / path) for path in found["path"]])

@@ -1,4 +1,4 @@
-"""What the packets of a video file tell, without being decoded."""
+"""What the packets of a video file, in the order stored, tell without being decoded."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ BROADCAST = {"mpegts", "mpeg"}  # streams without a beginning or an end: cut eve
 
 
 class Packets:
-    """What a file's packets tell without being decoded, in the order stored."""
-
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.n = self.n_held = 0  # of this stream, and up to the last one that holds something
         self.last = -1  # when that one is decoded, in the stream's time base

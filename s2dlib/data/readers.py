@@ -87,7 +87,7 @@ def read_frames(
         except _EndsEarlier as error:
             info = error.args[0]
             continue
-        _tell(path, info)
+        _warn_if_shorter(path, info)
         return frames if order == indices else frames[[order.index(i) for i in indices]]
 
 
@@ -113,7 +113,7 @@ def open_frames(
             for chunk in reader.frames(list(wanted(info.n_frames))):
                 yield _resize(chunk, short_side)
         except _EndsEarlier as error:
-            _tell(path, error.args[0])
+            _warn_if_shorter(path, error.args[0])
 
     return info, chunks()
 
@@ -138,13 +138,13 @@ def _collect(chunks: Iterator[Tensor], n_frames: int) -> Tensor:
     return out
 
 
-_told: set[str] = set()  # paths
+_warned: set[str] = set()  # paths
 
 
-def _tell(path: str | Path, info: VideoInfo) -> None:
-    """Say once that a file gives fewer frames than it claims."""
-    if info.lost and str(path) not in _told:
-        _told.add(str(path))
+def _warn_if_shorter(path: str | Path, info: VideoInfo) -> None:
+    """Once where a file gives fewer frames than it claims."""
+    if info.lost and str(path) not in _warned:
+        _warned.add(str(path))
         text = "%s: %d of the %d frames that it claims decode; it is taken to be so long"
         log.warning(text, path, info.n_frames, info.n_frames + info.lost)
 
