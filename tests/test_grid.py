@@ -102,6 +102,8 @@ def test_splits_hold_when_other_videos_come(grid):
     assert fewer.items() <= rows.items() and len(fewer) == len(rows) - 1
     (everything,) = {row.split for row in read_grid(grid / "videos", fractions=(0, 0, 1))}
     assert everything == "test"
+    with pytest.raises(ValueError, match="sum to 1"):
+        read_grid(grid / "videos", fractions=(2, -1, 9))
 
 
 @pytest.mark.parametrize("name", ["bbaf2", "bbaw2n", "xbaf2n", "bbaf2n.copy"])

@@ -121,8 +121,6 @@ def read_folders(
     Args:
         fractions: of train, val and test, where the folders tell no split; they sum to 1.
     """
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"fractions must be three numbers >= 0 that sum to 1, got {fractions}")
     rows, paths = [], [Path(path) for path in list_folder(videos).videos]
     level = _split_level(Path(videos), paths)
     depth = len(Path(LAYOUTS[level]).parts)
@@ -205,5 +203,7 @@ def cut_val(rows: Sequence[Row], share: float) -> list[Row]:
 
 def hash_split(text: str, fractions: Sequence[float]) -> str:
     """The split of a text, always the same, whatever other ones there are."""
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"fractions must be three numbers >= 0 that sum to 1, got {fractions}")
     u = int.from_bytes(hashlib.sha1(os.fsencode(text)).digest()[:8]) / 2**64  # uniform in [0, 1)
     return "train" if u < fractions[0] else "val" if u < sum(fractions[:2]) else "test"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from s2dlib.data.annotations import hash_split
 from s2dlib.data.classes import Row
 from s2dlib.data.listing import list_folder
+from s2dlib.data.table import text_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,10 +101,10 @@ def add_moments(table: pd.DataFrame, alignments: str | Path, word: str) -> pd.Da
 def read_alignment(path: Path) -> list[tuple[int, int]]:
     """Start and end of each of the six words, 1,000 units a frame: lines `start end word`."""
     spans = []
-    for i, line in enumerate(path.read_text().splitlines(), 1):
+    for where, line in text_lines(path):
         fields = line.split()
         if len(fields) != 3 or not (fields[0].isdecimal() and fields[1].isdecimal()):
-            raise ValueError(f"{path}, line {i}: expected `start end word`, got {line!r}")
+            raise ValueError(f"{where}: expected `start end word`, got {line!r}")
         if fields[2] not in SILENCE:
             spans.append((int(fields[0]), int(fields[1])))
     if len(spans) != len(WORDS):
