@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import yaml
 from ipykernel.kernelspec import write_kernel_spec
@@ -86,7 +87,8 @@ def run_notebook(
         transport = {"transport": "ipc", "connection_file": f"{folder}/k.json"} if ipc else {}
         command = command_text(notebook, output, parameters, known)
         gpu = reserve_gpu(wants_one_gpu(notebook, known, parameters))
-        with gpu as visible, environment(S2D_COMMAND=command, JUPYTER_PATH=folder, **visible):
+        variables = {"S2D_COMMAND": command, "JUPYTER_PATH": folder}
+        with gpu as visible, patch.dict(os.environ, variables | visible):
             papermill.execute_notebook(
                 _no_template(notebook),
                 _no_template(output),
@@ -223,14 +225,12 @@ def wants_one_gpu(notebook: Path, known: Known, parameters: dict[str, Any]) -> b
 def command_text(notebook: Path, output: Path, parameters: dict[str, Any], known: Known) -> str:
     """The shell command that repeats this call; paths relative to here, where they lie below."""
     here = Path.cwd()
-    paths = [
-        str(p.relative_to(here) if p.is_absolute() and p.is_relative_to(here) else p)
-        for p in (notebook, output)
-    ]
-    values = []
+    words = ["s2d", "run"]
+    for path in (notebook, output):
+        words.append(str(path.relative_to(here) if path.is_relative_to(here) else path))
     for name, value in parameters.items():
-        values += ["-p", name, value_text(value, annotated_type(name, known))]
-    return shlex.join(["s2d", "run", *paths, *values])
+        words += ["-p", name, value_text(value, annotated_type(name, known))]
+    return shlex.join(words)
 
 
 def value_text(value: object, annotation: str) -> str:
@@ -239,18 +239,3 @@ def value_text(value: object, annotation: str) -> str:
         return str(value)
     text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=1e9, sort_keys=False)
     return text.removesuffix("...\n").strip()
-
-
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """Environment variables for the kernel, put back afterwards."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
