@@ -54,12 +54,8 @@ class Graph(nn.Module):
         out = self.model(frames, possible)
         scores = out.scores.masked_fill((n_frames != possible)[:, None], torch.nan)  # (B, N)
         theta = {} if out.theta is None else vars(out.theta)
-        named = {
-            "scores": scores,
-            "logits": out.logits,
-            **theta,
-            "detail_volume": out.detail_volume,
-        }
+        named = {"scores": scores, "logits": out.logits, **theta}
+        named["detail_volume"] = out.detail_volume
         return {name: value for name, value in named.items() if value is not None}
 
 

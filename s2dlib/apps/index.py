@@ -145,11 +145,9 @@ def _check_outputs(args: argparse.Namespace) -> None:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Videos listed, found and missing, and classes found, by split. The columns of make_index."""
     found = table["path"].notna()
-    splits = table.assign(found=found, seen=table["label"].where(found)).groupby(
-        "split", sort=False
-    )
+    splits = table.assign(seen=table["label"].where(found)).groupby("split", sort=False)
     counts = splits.agg(
-        listed=("found", "size"), found=("found", "sum"), classes=("seen", "nunique")
+        listed=("label", "size"), found=("path", "count"), classes=("seen", "nunique")
     )
     return counts.assign(missing=counts["listed"] - counts["found"])
 

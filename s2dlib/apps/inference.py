@@ -54,10 +54,10 @@ def exit_curve(clips: pd.DataFrame, cost_snet: float, cost: float) -> pd.DataFra
     import pandas as pd
 
     clips = clips.sort_values("confidence", ascending=False)
-    n, by_snet = len(clips), clips["snet"].eq(clips["label"]).to_numpy()
-    by_both = clips["s2dnet"].eq(clips["label"]).to_numpy()
+    n, by_both = len(clips), clips["s2dnet"] == clips["label"]
+    gained = (clips["snet"] == clips["label"]).astype(int) - by_both  # hits, where a clip ends
     ended = pd.Series(range(n + 1))  # the first so many of the clips
-    hits = [by_both.sum(), *(by_snet.cumsum() + by_both.sum() - by_both.cumsum())]
+    hits = [by_both.sum(), *(by_both.sum() + gained.cumsum())]
     curve = pd.DataFrame(
         {
             "exit_at": [2.0, *clips["confidence"]],
