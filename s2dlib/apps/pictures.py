@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -72,17 +71,3 @@ def draw(
 def drawn_files(stem: Path, film: str) -> list[Path]:
     """The picture's and the film's path."""
     return [stem.with_name(f"{stem.name}{end}") for end in (PICTURE, f"{FILM}{film}")]
-
-
-def picture_stems(videos: Sequence[str | Path], paths: Sequence[Path], out: Path) -> list[Path]:
-    """Where each video's picture and film lie, but for their ends: within `out`, as the videos do.
-
-    No two videos share one: it has all of the video's name, below the folder that holds everything
-    that was named.
-
-    Args:
-        videos: as named by the user.
-        paths: what find_videos makes of them.
-    """
-    above = os.path.commonpath([os.path.dirname(os.path.abspath(video)) for video in videos])
-    return [out / os.path.relpath(path, above) for path in paths]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from s2dlib.apps.pictures import draw, drawn_files, holds_frames, is_drawn, picture_stems
+from s2dlib.apps.pictures import draw, drawn_files, holds_frames, is_drawn
 from s2dlib.apps.prediction_table import digest_of, open_table, unpredicted
 from s2dlib.config import DataConfig
 from s2dlib.data.clips import load_views
@@ -229,7 +229,9 @@ def predict_videos(args: Namespace) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     check_output(out, paths)  # pictures within a folder of frames would be taken for frames
     out.mkdir(parents=True, exist_ok=True)
-    stems = dict(zip(paths, picture_stems(args.videos, paths, out), strict=True))
+    # Pictures lie in `out` as the videos do below the folder of all that was named: no two alike.
+    above = os.path.commonpath([os.path.dirname(os.path.abspath(v)) for v in args.videos])
+    stems = {path: out / os.path.relpath(path, above) for path in paths}
     both, written = model.snet is not None and model.dnet is not None, list[Path]()
 
     def draw_it(path: Path, views: Tensor, output: Output) -> None:
