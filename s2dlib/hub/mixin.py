@@ -13,28 +13,22 @@ import re
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import save
+from torch import nn
 
 from s2dlib.backbones.weights import load_weights, read_weights
 from s2dlib.config import CONFIG_FILE, METRICS_FILE, WEIGHTS, DataConfig, ModelConfig
 from s2dlib.hub.card import card_text
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    Module = nn.Module
-else:
-    Module = object
-
 CARD = "README.md"
 ABSOLUTE_FOLDERS = r"""(?<![\w.~-])/(?:[^/\s,{}'"]+/)+"""  # of a path in a command, up to its name
 
 
-class PretrainedMixin(ModelHubMixin, Module):
+class PretrainedMixin(ModelHubMixin, nn.Module):
     """from_pretrained, save_pretrained, push_to_hub, and the record of the run behind a model.
 
     Attributes:
