@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from s2dlib.model import Output
@@ -63,10 +61,11 @@ def _outlined(picture: Tensor, box: Tensor, colour: Tensor) -> Tensor:
     """
     H, W = picture.shape[1:]
     inside = box.clamp(min=0).minimum(torch.tensor([W - 2, H - 2] * 2)).int()
-    corners = (inside + torch.tensor([0, 0, 1, 1])).tolist()  # lines are 2 wide
-    image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-    ImageDraw.Draw(image).rectangle(corners, outline=tuple(colour.tolist()), width=2)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    left, top, right, bottom = (inside + torch.tensor([0, 0, 2, 2])).tolist()  # lines are 2 wide
+    line = torch.zeros(H, W, dtype=torch.bool)
+    line[top:bottom, left:right] = True
+    line[top + 2 : bottom - 2, left + 2 : right - 2] = False
+    return torch.where(line, colour[:, None, None], picture)
 
 
 def _resize(clip: Tensor, height: int) -> Tensor:
