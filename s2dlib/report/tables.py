@@ -88,7 +88,7 @@ def table2(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.DataFr
     Rows that are one model share its runs (SAME_RUN).
     """
     table = pd.DataFrame({"row": list(MARKS), "on": list(MARKS.values())})
-    runs = _complete_runs(records, preset).groupby("variant")
+    runs = _table2_runs(records, preset).groupby("variant")
     ours = runs.agg(
         top1=("top1", "mean"),
         sd=("top1", "std"),  # missing for one seed
@@ -108,7 +108,7 @@ def comparisons(records: pd.DataFrame, paper: pd.DataFrame, preset: str) -> pd.D
         rows, what is compared, ours, interval and n_seeds (difference, of top-1), the paper's
         difference, and whether ours has its sign (holds: yes, no, or missing).
     """
-    runs = _complete_runs(records, preset)
+    runs = _table2_runs(records, preset)
     top1 = runs.pivot(index="seed", columns="variant", values="top1")
     theirs, lines = paper.drop_duplicates("row").set_index("row")["top1"], []
     for (better, other), what in COMPARISONS.items():
@@ -150,13 +150,12 @@ def full_model_comparison(
         A line a kind: top1 (mean), sd, n_seeds, a0_minus (difference of the full model's top-1 from
         this one's), its interval, and metrics.
     """
-    done = records[(records["preset"] == preset) & records["complete"].astype(bool)]
+    done = _complete(records, preset)
     done = done[done["test_split"] == "test"]
-    full, lines = _runs_of(done, preset, "a0"), []
+    full, lines = _top1_of(done, preset, "a0"), []
     for words, kind in kinds.items():
-        runs = _runs_of(done, preset, kind)
-        top1 = _top1_of(done, preset, kind)
-        less = difference(full["top1"], top1)
+        runs, top1 = _runs_of(done, preset, kind), _top1_of(done, preset, kind)
+        less = difference(full, top1)
         sd = round(top1.std(), 9)  # of equal seeds 0, not what is left of rounding
         line = {"what": words, "top1": top1.mean(), "sd": sd, "n_seeds": top1.count()}
         line |= {"a0_minus": less["ours"], "interval": less["interval"]}
@@ -180,10 +179,7 @@ def reproduction(reference: pd.DataFrame, fresh: pd.DataFrame, preset: str) -> p
     """
     from scipy import stats
 
-    done, ours = (
-        runs[(runs["preset"] == preset) & runs["complete"].astype(bool)]
-        for runs in (fresh, reference)
-    )
+    done, ours = _complete(fresh, preset), _complete(reference, preset)
     clips = ["data", "n_clips", "test_split"]
     ours = ours.merge(done[clips].drop_duplicates(), on=clips)
     kinds = {f"Table 2, {row}": row for row in VARIANTS}
@@ -203,6 +199,11 @@ def reproduction(reference: pd.DataFrame, fresh: pd.DataFrame, preset: str) -> p
     return pd.DataFrame(lines)
 
 
+def _complete(records: pd.DataFrame, preset: str) -> pd.DataFrame:
+    """The complete runs of a preset."""
+    return records[(records["preset"] == preset) & records["complete"].astype(bool)]
+
+
 def _runs_of(done: pd.DataFrame, preset: str, kind: str) -> pd.DataFrame:
     """Runs <preset>-<kind>-<seed> by seed; the full model's if the kind is a control, top1_..."""
     name = "a0" if kind.startswith("top1_") else kind
@@ -214,9 +215,9 @@ def _top1_of(done: pd.DataFrame, preset: str, kind: str) -> pd.Series:
     return _runs_of(done, preset, kind).get(kind if kind.startswith("top1_") else "top1", NO_RUNS)
 
 
-def _complete_runs(records: pd.DataFrame, preset: str) -> pd.DataFrame:
+def _table2_runs(records: pd.DataFrame, preset: str) -> pd.DataFrame:
     """The complete runs of a preset, one a row and seed, all tested on the same clips."""
-    done = records[(records["preset"] == preset) & records["complete"].astype(bool)]
+    done = _complete(records, preset)
     repeated = done[done.duplicated(["variant", "seed"], keep=False)]
     if len(repeated):
         raise ValueError(f"one seed measured twice, keep one: {', '.join(repeated['run'])}")
