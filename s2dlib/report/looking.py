@@ -13,13 +13,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from s2dlib.config import DataConfig, TrainConfig
+from s2dlib.config import TrainConfig
 from s2dlib.data.dataset import TRUTH, VideoDataset
 from s2dlib.data.loader import Batch, load_batches
 from s2dlib.model import Output, S2DNet
-from s2dlib.report.records import load_run
 from s2dlib.sampler import Extent, Theta, check_clips, frozen_theta, grid_centres
-from s2dlib.training.evaluation import batch_sums, evaluate
+from s2dlib.training.evaluation import Means, batch_sums, evaluate
 from s2dlib.training.windows import distance_to_truth, nearest_detail_frame, true_theta
 
 
@@ -43,22 +42,22 @@ def sampling_locations_of_run(
     Raises:
         ValueError: the run's model is one network alone.
     """
-    model, config = load_run(run_dir)
+    model = S2DNet.from_pretrained(run_dir)
     if model.snet is None or model.dnet is None:
         raise ValueError(
             f"{run_dir}: expected SNet and DNet: rows a1 and a2 of Table 2 look nowhere alone"
         )
-    data = DataConfig(**config["data"])
-    data = replace(data, csv=csv or data.csv, cache=None if csv else data.cache, test_crops=1)
+    data = replace(model.data, test_crops=1)
+    data = replace(data, csv=csv, cache=None) if csv else data
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    workers = config.get("train", {}).get("workers", 0)
+    workers = model.record.get("train", {}).get("workers", 0)
     model.to(device)
     batches = load_batches(VideoDataset(data, split, train=False), 32, workers, device=device)
     clips = pd.concat([_locations(model, batch) for batch in batches], ignore_index=True)
     return clips.assign(
         right=100.0 * (clips["label"] == clips["s2dnet"]),
-        variant=config["variant"],
-        seed=config["seed"],
+        variant=model.record["variant"],
+        seed=model.record["seed"],
         n_frames=data.n_frames,
     )
 
@@ -152,7 +151,7 @@ def controls(
         Percent: top1_mean, top1_shuffled, top1_uniform, and, where the truth is known, top1_truth
         (centres on the detail, as far as they are known, all else the model's own).
     """
-    device, n, hits = torch.device(device), 0, dict[str, Tensor]()
+    device, means = torch.device(device), Means()
     model.to(device).eval()
     columns = zip(*(vars(theta).values() for _, theta in own), strict=True)
     thetas = Theta(*map(torch.cat, columns))  # of all clips, in the order in which they came
@@ -161,16 +160,15 @@ def controls(
     row_of[indices] = torch.arange(len(indices), device=indices.device)
     for batch in load_batches(dataset, config.batch_size, config.workers, device=device):
         frames, n_frames = batch["frames"], check_clips(batch["frames"], batch["n_frames"])
-        n += len(frames)
         exchanged = _exchanged_thetas(model, batch, thetas, row_of[batch["index"]], dataset.n_crops)
-        amp = config.amp and device.type == "cuda"
+        amp, hits = config.amp and device.type == "cuda", dict[str, Tensor]()
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             glance = model.glance(frames, n_frames)
             for name, theta in exchanged.items():
                 out = model.look_closely(glance, frames, n_frames, theta)
-                hit = batch_sums(out, batch["label"], dataset.n_crops)["top1"]  # float64. ()
-                hits[name] = hits.get(name, 0) + hit
-    return {f"top1_{name}": value.item() / n for name, value in hits.items()}
+                hits[f"top1_{name}"] = batch_sums(out, batch["label"], dataset.n_crops)["top1"]
+        means.add(len(frames), hits)
+    return means.all_reduce()
 
 
 def _exchanged_thetas(
