@@ -120,13 +120,7 @@ def capture(model: S2DNet, data: DataConfig) -> tuple[torch.export.ExportedProgr
 def write_onnx(
     program: torch.export.ExportedProgram, names: list[str], path: Path, texts: dict[str, str]
 ) -> None:
-    """Translate a graph into ONNX.
-
-    Args:
-        names: of the outputs.
-        path: gets graph and weights, in one file.
-        texts: metadata.
-    """
+    """Write a graph and its weights as one ONNX file. names: of the outputs; texts: metadata."""
     translated = torch.onnx.export(
         program,
         input_names=["frames", "n_frames"],

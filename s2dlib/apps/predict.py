@@ -269,9 +269,8 @@ def _print_verdict(model: S2DNet, rows: Iterator[Prediction], top: int) -> int:
     ((_, row, seen),) = rows
     if seen is not None:
         table = top_predictions(model, seen[1], top).round(3).rename(columns=HEADINGS)
-        print(
-            f"{row['path']}: {row['frames']} frames", table.rename_axis(None).to_string(), sep="\n"
-        )
+        print(f"{row['path']}: {row['frames']} frames")
+        print(table.rename_axis(None).to_string())
     if row["error"]:
         print(f"{row['path']}: {row['error']}", file=sys.stderr)
     return int(row["error"] != "")
