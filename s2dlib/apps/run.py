@@ -87,8 +87,7 @@ def run_notebook(
         transport = {"transport": "ipc", "connection_file": f"{folder}/k.json"} if ipc else {}
         command = command_text(notebook, output, parameters, known)
         gpu = reserve_gpu(wants_one_gpu(notebook, known, parameters))
-        variables = {"S2D_COMMAND": command, "JUPYTER_PATH": folder}
-        with gpu as visible, patch.dict(os.environ, variables | visible):
+        with gpu as gpus, patch.dict(os.environ, gpus, S2D_COMMAND=command, JUPYTER_PATH=folder):
             papermill.execute_notebook(
                 _no_template(notebook),
                 _no_template(output),
