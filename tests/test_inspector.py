@@ -25,6 +25,7 @@ from torch.testing import assert_close
 
 from s2dlib.apps.inspector import SLIDERS, Inspector, find_csv, find_runs
 from s2dlib.data.synthetic import class_names
+from s2dlib.model import build_model
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "08_inspector.ipynb"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -192,6 +193,7 @@ def test_move_and_clip_errors(inspector, runs):
 
 
 def test_find_runs_leaves_out_incomplete_runs(runs, csv, tmp_path):
+    build_model("synthetic").save_pretrained(tmp_path / "runs" / "shared")
     for source, name in (("a0", "whole"), ("a0", "bare"), ("b3", "alone"), ("b3", "lost")):
         shutil.copytree(runs / f"synthetic-{source}-0", tmp_path / "runs" / name)
     (tmp_path / "runs" / "bare" / "model.safetensors").unlink()
@@ -205,9 +207,9 @@ def test_find_runs_leaves_out_incomplete_runs(runs, csv, tmp_path):
     shutil.rmtree(tmp_path / "runs" / "whole")
     with pytest.raises(FileNotFoundError) as error:
         find_runs([tmp_path / "runs"])
-    for words in ("1 with no config.json and", "make reproduce", "1 with one network only"):
+    for words in ("1 with no clips that", "1 with no config.json and", "1 with one network only"):
         assert words in str(error.value)
-    assert "1 with no clips here" in str(error.value)
+    assert "1 with no clips here" in str(error.value) and "make reproduce" in str(error.value)
     assert "s2d synthetic --share 0.01 --out data/demo" in str(error.value)
 
 

@@ -118,6 +118,7 @@ def test_model_card_of_an_untrained_model(tmp_path):
     model.save_pretrained(tmp_path)
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.eval_results is None and "| top-1 (%) | - |" in card.text
+    assert "\n# S2DNet\n" in card.text
     with pytest.raises(ValueError, match="expected a trained model"):
         _ = S2DNet.from_pretrained(tmp_path).data
 

@@ -77,6 +77,8 @@ def find_csv(folder: Path, csv: str = "") -> str:
     if not all((folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS)):
         raise ValueError(UNTRAINED)
     record = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    if not {"model", "data"} <= record.keys():
+        raise ValueError("no clips that it was trained on: choose the folder of a run")
     if None in (record["model"]["snet"], record["model"]["dnet"]):
         raise ValueError("one network only: rows a1 and a2 have no theta; train another row")
     own = Path(record["data"]["csv"])

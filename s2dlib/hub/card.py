@@ -35,7 +35,8 @@ def card_text(record: dict[str, Any], n_parameters: int) -> str:
         record: a run's config.json, with its metrics; model and classes at least.
     """
     source, metrics = record.get("provenance", {}), record.get("metrics", {})
-    title = "S2DNet, " + " ".join(str(record.get(k, "")) for k in ("preset", "variant")).strip()
+    names = " ".join(record[k] for k in ("preset", "variant") if record.get(k))
+    title = f"S2DNet, {names}" if names else "S2DNet"
     recipes = record.get("recipes", {})  # by name, in older records
     parts = {
         "Model": record["model"] | {"parameters": n_parameters},
