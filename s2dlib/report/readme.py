@@ -34,12 +34,17 @@ WORDS = {  # kinds of full_model_comparison
     "paper": "the paper's theta head and recipe",
     "authors": "the release's two stages",
     "start": "DNet alone, where a0's attention starts",
+    "nothing-shift-16": "a0 from nothing, in one stage",
+    "nothing-shift-16-start": "DNet alone, where that starts",
     "tsm": "one TSM of a0's cost",
 }
 IN_PROSE = ("fc", "paper", "authors")  # kinds whose top-1 stands in the sentences below the table
 SHOWN = {  # preset -> its videos, and kinds
     "synthetic": ("drawn", ["a0", "a1", "a2", "b3", "top1_shuffled", "constant", *IN_PROSE]),
-    "grid": ("a spoken digit (GRID)", ["a0", "b3", "top1_shuffled", "start"]),
+    "grid": (
+        "a spoken digit (GRID)",
+        ["a0", "b3", "top1_shuffled", "start", "nothing-shift-16", "nothing-shift-16-start"],
+    ),
     "grid-untrimmed": (
         "the same, anywhere in clips twice as long",
         ["a0", "top1_shuffled", "constant"],
