@@ -8,10 +8,12 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from s2dlib.report.readme import BLOCK, PAGES, shown, written
 from s2dlib.report.records import read_records
+from s2dlib.report.tables import difference
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -237,6 +239,13 @@ def test_what_readme_says_of_its_table_is_so():
     assert gain["synthetic", "top1_shuffled"] > gain["synthetic", "a1"] / 2  # most of its gain
     assert gain["synthetic", "constant"] > gain["synthetic", "a1"] / 2
     assert gain["grid", "top1_shuffled"] > gain["grid", "b3"] / 2
+    top1 = records.set_index("run")["top1"]
+    scratch, start = (
+        pd.Series([top1[f"grid-nothing-shift-16{name}-{seed}"] for seed in range(3)])
+        for name in ("", "-start")
+    )
+    gained = difference(scratch, start)
+    assert gained["ours"] > gained["interval"]
     chance = 10
     for kind in ("top1_shuffled", "constant"):  # loses most
         assert gain["grid-untrimmed", kind] > (lines["top1"]["grid-untrimmed", "a0"] - chance) / 2
