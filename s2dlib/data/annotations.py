@@ -202,7 +202,11 @@ def cut_val(rows: Sequence[Row], share: float) -> list[Row]:
 
 
 def hash_split(text: str, fractions: Sequence[float]) -> str:
-    """The split of a text, always the same, whatever other ones there are."""
+    """The split of a text, always the same, whatever other ones there are.
+
+    Raises:
+        ValueError: fractions, of train, val and test, are not three that sum to 1.
+    """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions must be three numbers >= 0 that sum to 1, got {fractions}")
     u = int.from_bytes(hashlib.sha1(os.fsencode(text)).digest()[:8]) / 2**64  # uniform in [0, 1)

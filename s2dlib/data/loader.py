@@ -116,7 +116,13 @@ def _slot(nbytes: int) -> torch.UntypedStorage:
 
 
 class SlotLoader(DataLoader):
-    """A DataLoader that pins the memory of its workers' batches once, not each batch anew."""
+    """A DataLoader that pins the memory of its workers' batches once, not each batch anew.
+
+    Args:
+        dataset: its batch_sampler is a list, to be filled before each pass.
+        workers: processes, each with PREFETCH + 1 batches in shared memory.
+        pin: for a GPU; who iterates hands each batch to pin_slot.
+    """
 
     def __init__(self, dataset: VideoDataset, workers: int, pin: bool) -> None:
         super().__init__(
@@ -134,7 +140,11 @@ class SlotLoader(DataLoader):
         weakref.finalize(self, _unpin, self._pinned)
 
     def pin_slot(self, batch: Batch) -> Batch:
-        """The batch itself, whose frames lie in pinned memory now."""
+        """The batch itself, whose frames lie in pinned memory now.
+
+        Raises:
+            CudaError: the memory cannot be pinned.
+        """
         slot = batch["frames"].untyped_storage()
         if slot.data_ptr() not in self._pinned and not slot.is_pinned():
             cuda = torch.cuda.cudart()

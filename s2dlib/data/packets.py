@@ -16,6 +16,8 @@ BROADCAST = {"mpegts", "mpeg"}  # streams without a beginning or an end: cut eve
 
 
 class Packets:
+    """The packets of one stream of a file, read to its end."""
+
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.n = self.n_held = 0  # of this stream, and up to the last one that holds something
         self.last = -1  # when that one is decoded, in the stream's time base
