@@ -214,9 +214,11 @@ class Video:
             i += 1
 
     def rgb(self, frame: VideoFrame) -> np.ndarray:
-        """Pixels as players show them, at the size of the first frame. (H, W, 3) uint8"""
-        frame = self._reformatter.reformat(frame, *self._size, "rgb24", threads=1)
-        pixels = frame.to_ndarray()
+        """Pixels as players show them, at the size of the first frame: a view. (H, W, 3) uint8"""
+        width, height = self._size
+        plane = self._reformatter.reformat(frame, width, height, "rgb24", threads=1).planes[0]
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)  # padded
+        pixels = rows[:, : 3 * width].reshape(height, width, 3)
         if self._matrix is None:
             return pixels
         a, b, c, d = self._matrix

@@ -132,8 +132,8 @@ def _collect(chunks: Iterator[Tensor], n_frames: int) -> Tensor:
     """Chunks (m, ..., H, W) in one: a view of (..., n_frames, H, W). (n_frames, ..., H, W)"""
     n, first = 0, next(chunks)
     out = first.new_empty((*first.shape[1:-2], n_frames, *first.shape[-2:])).movedim(-3, 0)
-    for chunk in chain([first], chunks):
-        out[n : n + len(chunk)] = chunk
+    for chunk in chain([first], chunks):  # by NumPy in half the time of torch
+        np.copyto(out[n : n + len(chunk)].numpy(), chunk.numpy())
         n += len(chunk)
     return out
 
