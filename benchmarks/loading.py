@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import resize
 
 from s2dlib.config import DataConfig
-from s2dlib.data import decoding, prepare, readers
+from s2dlib.data import prepare, readers
 from s2dlib.data.loader import return_memory
 from s2dlib.report.records import provenance
 from s2dlib.report.tables import as_text, write_measured
@@ -79,10 +79,15 @@ def cropped(frames: Tensor) -> Tensor:
     return cut(frames).transpose(0, 1).contiguous()
 
 
-def ours(path: str, T: int, stride: int = STRIDE) -> Tensor:
-    return readers.read_frames(path, lambda n: centred(n, T, stride), SHORT, convert=cut).transpose(
-        0, 1
+def ours(path: str, T: int, stride: int = STRIDE, *, child: bool = True) -> Tensor:
+    frames = readers.read_frames(
+        path, lambda n: centred(n, T, stride), SHORT, convert=cut, child=child
     )
+    return frames.transpose(0, 1)
+
+
+def ours_in_process(path: str, T: int) -> Tensor:
+    return ours(path, T, child=False)
 
 
 def copy_of(path: str, T: int) -> Path:
@@ -95,17 +100,12 @@ def copy_of(path: str, T: int) -> Path:
 
 
 def copies(path: str, T: int) -> Tensor:
+    """As VideoDataset reads them, without a child."""
+    return ours(str(copy_of(path, T)), T, stride=1, child=False)
+
+
+def copies_by_a_child(path: str, T: int) -> Tensor:
     return ours(str(copy_of(path, T)), T, stride=1)
-
-
-def copies_in_process(path: str, T: int) -> Tensor:
-    source = decoding.open_video(str(copy_of(path, T)))
-    return _stack(source.frames(centred(source.n_frames, T, 1)))
-
-
-def ours_in_process(path: str, T: int) -> Tensor:
-    source = decoding.open_video(path)
-    return _stack(source.frames(centred(source.n_frames, T)))
 
 
 def pyav(path: str, T: int) -> Tensor:
@@ -149,7 +149,7 @@ def jpegs_by_us(path: str, T: int) -> Tensor:
 
 
 def _stack(frames: Iterator[np.ndarray]) -> Tensor:
-    """Frames (H, W, 3) one by one -> a clip, as read_frames does it"""
+    """Frames (H, W, 3) one by one -> a clip, as is done in practice"""
     small = [
         resize(torch.from_numpy(frame).permute(2, 0, 1), [SHORT], antialias=True).permute(1, 2, 0)
         for frame in frames
@@ -161,7 +161,7 @@ WAYS: dict[str, Callable[[str, int], Tensor]] = {
     "ours": ours,
     "ours, in process": ours_in_process,
     "copies": copies,
-    "copies, in process": copies_in_process,
+    "copies, by a child": copies_by_a_child,
     "PyAV": pyav,
     "decord": decord,
     "torchcodec": torchcodec,

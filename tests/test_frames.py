@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import av
 import avi
@@ -34,6 +35,7 @@ def test_files_give_every_frame_that_a_player_shows(corpus):
         assert numbers(frames, case) == list(range(case.first, case.first + case.expected)), case
         expected = second_decoder(case)  # fewer where the end is damaged
         assert difference(frames[: len(expected)], expected) <= 2, case  # builds may round apart
+        assert torch.equal(read_frames(case.path, child=False), frames), case
         height, width = frames.shape[-2:]
         found = probe(case.path)
         assert (found.n_frames, found.height, found.width) == (case.expected, height, width), case
@@ -44,7 +46,7 @@ def test_a_bad_file_is_an_error_that_names_it_and_the_cause(corpus):
     bad = [case for case in corpus if isinstance(case.expected, str)]
     assert len(bad) > 40
     for case in bad:
-        for read in (read_frames, probe):
+        for read in (read_frames, probe, partial(read_frames, child=False)):
             with pytest.raises(ClipError, match=case.expected) as caught:
                 read(case.path)
             assert caught.value.path == str(case.path) and str(case.path) in str(caught.value)

@@ -8,6 +8,7 @@ import math
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,12 @@ from PIL import Image
 
 from s2dlib.apps.cli import main
 from s2dlib.config import DataConfig
-from s2dlib.data import decoding
+from s2dlib.data import decoding, readers
 from s2dlib.data.clips import choose_frames
 from s2dlib.data.dataset import VideoDataset
 from s2dlib.data.prepare import write_copies_csv, write_copy
 from s2dlib.data.readers import probe, read_frames
+from s2dlib.data.sources import ClipError
 from s2dlib.presets import PRESETS
 
 CONFIG = DataConfig(
@@ -78,6 +80,19 @@ def test_training_on_a_copy_draws_every_start_that_the_copy_has(
         assert codes == list(range(codes[0], codes[0] + 24, 2))
         starts.add(codes[0])
     assert starts == set(range(copy.first, 41 - 22, 2))
+
+
+def test_copies_are_read_without_a_child_and_other_videos_by_one(tmp_path, make_video, monkeypatch):
+    path = make_video(tmp_path / "a.mp4", 41, size=(64, 64))
+    video, on_copy, copy = copied(path, CONFIG)
+    monkeypatch.setattr(readers, "CHILD", [sys.executable, "-c", "raise SystemExit(3)"])
+    monkeypatch.setattr(readers, "_local", threading.local())
+    assert VideoDataset(on_copy, "test", False)[0]["frames"].shape == (3, 12, 56, 56)
+    with pytest.raises(RuntimeError, match="exit status 3"):
+        VideoDataset(video, "test", False)[0]
+    copy.path.write_bytes(copy.path.read_bytes()[:1000])
+    with pytest.raises(ClipError, match="cut off before its index"):
+        VideoDataset(on_copy, "test", False)[0]
 
 
 def test_the_truth_on_a_copy_is_that_of_the_video(tmp_path, make_video):

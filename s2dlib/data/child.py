@@ -19,7 +19,7 @@ import numpy as np
 
 from s2dlib.data import decoding
 from s2dlib.data.decoding import Folder, Video
-from s2dlib.data.sources import BUFFER, ClipError, VideoInfo, first_line, progress
+from s2dlib.data.sources import BUFFER, ClipError, first_line, progress
 
 
 def _main() -> None:
@@ -45,17 +45,13 @@ def _main() -> None:
                     if verb == "probe":  # decode all frames, one in memory at a time
                         for frame in source.frames(range(source.n_frames)):
                             shape = frame.shape[:2]
-                    connection.send(_info(source, *shape))
+                    connection.send(decoding.info_of(source, *shape))
             except ClipError as error:
                 connection.send(error.cause)
             except (EOFError, BrokenPipeError):  # the caller has gone
                 raise
             except Exception as error:  # noqa: BLE001 (of this file, whatever it is)
                 connection.send(f"cannot be read ({type(error).__name__}: {first_line(error)})")
-
-
-def _info(source: Folder | Video, height: int = 0, width: int = 0) -> VideoInfo:
-    return VideoInfo(source.n_frames, source.fps, height, width, source.reader, source.lost)
 
 
 def _exit_with(parent: int) -> None:
@@ -90,7 +86,7 @@ def _send_frames(
             waits = k + 2 < -(-len(order) // m)
             connection.send((k % 2 * m * frame.nbytes, (n + 1, *frame.shape), waits))
     if number + 1 < len(order):
-        connection.send(_info(source))
+        connection.send(decoding.info_of(source))
 
 
 if __name__ == "__main__":

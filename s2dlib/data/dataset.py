@@ -70,6 +70,7 @@ class VideoDataset(Dataset):
         if split not in splits:
             raise ValueError(f"{config.csv}: no split {split!r}; the splits are {splits}")
         self.config, self.train, self.seed = for_copies(config, table), train, seed
+        self._child = self.config is config  # working copies need none (D35)
         self.classes = class_names(table)  # of all splits, so that indices agree
         table = table[table["split"] == split].head(config.n_clips or len(table))
         self.table = table.reset_index(drop=True)
@@ -215,7 +216,12 @@ class VideoDataset(Dataset):
         config = self.config
         gray = rgb_to_grayscale if config.gray else lambda frames: frames
         return read_frames(
-            path, wanted, config.short_side, config.timeout, lambda frames: convert(gray(frames))
+            path,
+            wanted,
+            config.short_side,
+            config.timeout,
+            lambda frames: convert(gray(frames)),
+            self._child,
         )
 
     def _read_cached(self, path: str) -> Tensor:

@@ -10,8 +10,9 @@ import math
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import av
@@ -22,7 +23,16 @@ from av.video import VideoFrame, VideoStream
 from av.video.reformatter import VideoReformatter
 
 from s2dlib.data.packets import BROADCAST, Packets
-from s2dlib.data.sources import COPY, ClipError, Folder, first_line, progress
+from s2dlib.data.sources import (
+    COPY,
+    ClipError,
+    EndsEarlier,
+    Folder,
+    VideoInfo,
+    cause_of,
+    first_line,
+    progress,
+)
 
 MOV, MKV = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"  # FFmpeg's names of the demuxers
 FIRST = 3  # frames that are decoded when a file is opened
@@ -47,6 +57,42 @@ def open_video(path: str) -> Folder | Video:
     if os.path.getsize(path) == 0:
         raise ClipError(path, "the file is empty (0 bytes)")
     return Video(path)
+
+
+def info_of(source: Folder | Video, height: int = 0, width: int = 0) -> VideoInfo:
+    """What is known of a video so far; its size where a frame has told it."""
+    return VideoInfo(source.n_frames, source.fps, height, width, source.reader, source.lost)
+
+
+class InProcess:
+    """Reads in the caller's process what readers._Reader reads by a child."""
+
+    def ask(self, verb: str, path: str | Path, timeout: float) -> VideoInfo:  # noqa: ARG002
+        """As there, to "open" alone."""
+        self.path = str(path)
+        with _clip_errors(self.path):
+            self.source = open_video(self.path)
+        return info_of(self.source)
+
+    def frames(self, order: list[int]) -> Iterator[np.ndarray]:
+        """As there, one at a time. (1, H, W, 3)"""
+        n = 0
+        with _clip_errors(self.path):
+            for frame in self.source.frames(order):
+                n += 1
+                as_torch_can = frame.flags.writeable and min(frame.strides) > 0
+                yield (frame if as_torch_can else frame.copy())[None]
+        if n < len(order):
+            raise EndsEarlier(info_of(self.source))
+
+
+@contextmanager
+def _clip_errors(path: str) -> Iterator[None]:
+    """What a decoder raises, whatever it is, as the file's ClipError."""
+    try:
+        yield
+    except Exception as error:
+        raise ClipError(path, cause_of(error)) from error
 
 
 class Video:

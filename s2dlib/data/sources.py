@@ -48,6 +48,10 @@ def cause_of(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
+class EndsEarlier(Exception):
+    """A video whose last wanted frames do not exist. args: what is known of it now."""
+
+
 class VideoInfo(NamedTuple):
     """What a video holds: frames that decode, frames a second (nan: not known), pixels."""
 
