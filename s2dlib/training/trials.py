@@ -123,6 +123,9 @@ GRID = {
         variant="a2",
         fields=_AT_16 | {"theta_source": "motion"},
     ),
+    "nothing-shift-16-b2": replace(
+        _NOTHING, words="the full model there without fusion", variant="b2", fields=_AT_16
+    ),
 }
 # EgoGestAR's, whose true moments nobody knows.
 GESTURES = {
