@@ -240,12 +240,13 @@ def test_what_readme_says_of_its_table_is_so():
     assert gain["synthetic", "constant"] > gain["synthetic", "a1"] / 2
     assert gain["grid", "top1_shuffled"] > gain["grid", "b3"] / 2
     top1 = records.set_index("run")["top1"]
-    scratch, start = (
+    scratch, start, unfused = (
         pd.Series([top1[f"grid-nothing-shift-16{name}-{seed}"] for seed in range(3)])
-        for name in ("", "-start")
+        for name in ("", "-start", "-b2")
     )
-    gained = difference(scratch, start)
+    gained, by_fusion = difference(scratch, start), difference(scratch, unfused)
     assert gained["ours"] > gained["interval"]
+    assert abs(by_fusion["ours"]) < by_fusion["interval"]
     chance = 10
     for kind in ("top1_shuffled", "constant"):  # loses most
         assert gain["grid-untrimmed", kind] > (lines["top1"]["grid-untrimmed", "a0"] - chance) / 2
