@@ -29,6 +29,7 @@ TYPES: dict[str, tuple[type, ...]] = {t.__name__: (t,) for t in (str, int, bool,
 TYPES["float"] = (float, int)
 Known = dict[str, dict[str, Any]]  # parameters of a notebook, as papermill finds them
 SOCKET_PATH = 107  # bytes a Unix socket's path may have; the name of the socket takes some 20
+SILENT = ["--IPKernelApp.log_level=CRITICAL"]  # a kernel calls the signal that ends it an error
 
 
 class Loader(yaml.SafeLoader):
@@ -82,7 +83,7 @@ def run_notebook(
 
     with tempfile.TemporaryDirectory(prefix="s2d") as folder:
         # JUPYTER_PATH comes before the kernels of the user's home and of the environment
-        write_kernel_spec(Path(folder) / "kernels" / "python3")
+        write_kernel_spec(Path(folder) / "kernels" / "python3", extra_arguments=SILENT)
         ipc = os.name == "posix" and len(folder) + 20 < SOCKET_PATH  # no ports, so no clashes
         transport = {"transport": "ipc", "connection_file": f"{folder}/k.json"} if ipc else {}
         command = command_text(notebook, output, parameters, known)
