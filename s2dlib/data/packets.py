@@ -29,13 +29,15 @@ class Packets:
         hides = codec == "vp8"  # frames that others are predicted from
         begun = container.format.name not in BROADCAST  # which begin within a group of pictures
         one = 1 / float(stream.average_rate or 25)  # seconds a frame, where packets do not tell
-        ticks = [float(s.time_base or 0) for s in container.streams]  # seconds each
+        ticks: dict[int, float] = {}  # seconds each, by stream, of which more may come
         with _complaints() as complaints, suppress(av.FFmpegError):  # n tells what is missing
             for packet in container.demux():
                 progress.tick()
                 if packet.size == 0 and packet.dts is None:  # PyAV's own, at the end
                     continue
                 if packet.pts is not None:
+                    if packet.stream_index not in ticks:
+                        ticks[packet.stream_index] = float(packet.time_base)
                     seconds = (packet.pts + (packet.duration or 0)) * ticks[packet.stream_index]
                     self.end = max(self.end, seconds if packet.duration else seconds + one)
                 if packet.stream_index == stream.index and (begun := begun or packet.is_keyframe):
