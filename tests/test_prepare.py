@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -23,9 +24,11 @@ from s2dlib.config import DataConfig
 from s2dlib.data import decoding, readers
 from s2dlib.data.clips import choose_frames
 from s2dlib.data.dataset import VideoDataset
-from s2dlib.data.prepare import write_copies_csv, write_copy
+from s2dlib.data.decoding import WorkingCopy, open_copy, open_video
+from s2dlib.data.files import write_h264
+from s2dlib.data.prepare import H264, write_copies_csv, write_copy
 from s2dlib.data.readers import probe, read_frames
-from s2dlib.data.sources import ClipError
+from s2dlib.data.sources import COPY, ClipError
 from s2dlib.presets import PRESETS
 
 CONFIG = DataConfig(
@@ -116,14 +119,39 @@ def test_the_truth_on_a_copy_is_that_of_the_video(tmp_path, make_video):
 def test_a_clip_of_a_copy_is_sought_and_exact(tmp_path, make_video, monkeypatch):
     config = replace(CONFIG, n_frames=60)
     copy = write_copy(make_video(tmp_path / "a.mp4", 200), tmp_path / "copy.mp4", config)
-    video = decoding.open_video(str(copy.path))
-    assert video.reader == "pyav" and video.n_frames == copy.n_frames == 100
-    forward = [video.rgb(frame) for frame in video._decode()]
-    runs, real = [], video._decode
-    monkeypatch.setattr(video, "_decode", lambda start=None: runs.append(start) or real(start))
-    found = list(video.frames(range(20, 80)))
-    assert np.array_equal(np.stack(found), np.stack(forward[20:80]))
-    assert len(runs) == 1 and runs[0] is not None  # a group of 12 begins at frame 12
+    video, source = (read(str(copy.path)) for read in (open_video, open_copy))
+    assert isinstance(source, WorkingCopy) and source.n_frames == copy.n_frames == 100
+    assert source.reader == video.reader == "pyav" and source.fps == video.fps
+    forward = np.stack([video.rgb(frame) for frame in video._decode()])
+    monkeypatch.setattr(decoding, "open_video", None)
+    for order in (range(20, 80), [0], [11, 12, 99], [99], range(100)):
+        assert np.array_equal(np.stack(list(source.frames(order))), forward[list(order)])
+    assert 12 <= next(source._sought(23))[0] <= 23  # a group holds 12 at most
+
+
+@pytest.mark.parametrize("harm", ["order", "bytes", "claim"])
+def test_a_copy_that_is_not_as_it_was_written_is_read_as_any_video(tmp_path, make_video, harm):
+    path = tmp_path / "copy.mp4"
+    with av.open(str(make_video(tmp_path / "a.mp4", 60, size=(64, 64)))) as file:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    write_h264(path, frames, 25, COPY, H264 | ({"bf": "2"} if harm == "order" else {}))
+    found = []
+    if harm == "bytes":
+        with av.open(str(path)) as file:
+            entry = file.streams.video[0].index_entries[30]
+            place, size = entry.pos, entry.size
+        data = bytearray(path.read_bytes())
+        data[place : place + size] = bytes(size)
+        path.write_bytes(data)
+    for read in (open_video, open_copy):
+        source = read(str(path))
+        order = [3, 29, 31, 50] + [60] * (harm == "claim")
+        try:
+            frames = list(source.frames(order))
+            found.append((np.stack(frames).tolist(), source.n_frames, source.lost))
+        except ClipError as error:
+            found.append(error.cause)
+    assert isinstance(source, WorkingCopy) and found[0] == found[1]
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ LOSS, LOSS_SECONDS = 0.1, 2  # what a file that is not cut off may lose: a share
 TIMED = {MKV, "flv", "asf"}  # whose header tells the duration and no count of frames
 # One packet, one frame; not so VP8 and MPEG-4 (hidden and empty frames), Theora, WMV
 SEEKABLE = {"h264", "hevc", "vp9", "av1", "mpeg1video", "mpeg2video", "mjpeg", "prores", "ffv1"}
-HEAD = 32  # frames that must bear the times of their packets before a file is sought; copy: FIRST
+HEAD = 32  # frames that must bear the times of their packets before a file is sought
 
 
 def open_video(path: str) -> Folder | Video:
@@ -59,7 +59,15 @@ def open_video(path: str) -> Folder | Video:
     return Video(path)
 
 
-def info_of(source: Folder | Video, height: int = 0, width: int = 0) -> VideoInfo:
+def open_copy(path: str) -> Folder | Video | WorkingCopy:
+    """As open_video, and faster where the file is a working copy."""
+    if os.path.isfile(path):
+        with suppress(av.FFmpegError, OSError, ValueError):  # whose cause open_video tells
+            return WorkingCopy(path)
+    return open_video(path)
+
+
+def info_of(source: Folder | Video | WorkingCopy, height: int = 0, width: int = 0) -> VideoInfo:
     """What is known of a video so far; its size where a frame has told it."""
     return VideoInfo(source.n_frames, source.fps, height, width, source.reader, source.lost)
 
@@ -71,7 +79,7 @@ class InProcess:
         """As there, to "open" alone."""
         self.path = str(path)
         with _clip_errors(self.path):
-            self.source = open_video(self.path)
+            self.source = open_copy(self.path)
         return info_of(self.source)
 
     def frames(self, order: list[int]) -> Iterator[np.ndarray]:
@@ -95,6 +103,52 @@ def _clip_errors(path: str) -> Iterator[None]:
         raise ClipError(path, cause_of(error)) from error
 
 
+class WorkingCopy:
+    """A file of `s2d prepare`, opened once: its index tells when each frame is shown.
+
+    Raises:
+        ValueError: it is another file.
+    """
+
+    reader = "pyav"
+
+    def __init__(self, path: str) -> None:
+        self.path, self.lost = path, 0
+        self._container = av.open(os.path.abspath(path), metadata_errors="replace")
+        if self._container.metadata.get("comment") != COPY:
+            raise ValueError(f"{path}: expected a working copy, got another video")
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type, self._stream.codec_context.thread_count = "NONE", 1
+        index = self._stream.index_entries
+        self._times = [entry.timestamp for entry in index]
+        self._keys = [i for i, entry in enumerate(index) if entry.is_keyframe]
+        self.n_frames, self.fps = len(self._times), float(self._stream.average_rate or math.nan)
+        self._reformatter = VideoReformatter()
+
+    def frames(self, order: Sequence[int]) -> Iterator[np.ndarray]:
+        """As Video.frames, which is asked for those that the index does not lead to."""
+        width, height, done = self._stream.width, self._stream.height, 0
+        with suppress(av.FFmpegError):
+            for i, frame in self._sought(order[0]):
+                if i == order[done]:
+                    yield _rgb(self._reformatter, frame, width, height)
+                    done += 1
+                    if done == len(order):
+                        return
+        video = open_video(self.path)
+        yield from video.frames(order[done:])
+        self.n_frames, self.lost = video.n_frames, video.lost
+
+    def _sought(self, first: int) -> Iterator[tuple[int, VideoFrame]]:
+        """Frames with their numbers from a key frame on, up to one that bears another time."""
+        start = max((key for key in self._keys if key <= first), default=0)
+        self._container.seek(self._times[start], stream=self._stream)
+        for i, frame in enumerate(self._container.decode(self._stream), start):
+            if [frame.pts] != self._times[i : i + 1]:
+                return
+            yield i, frame
+
+
 class Video:
     """A video file, whose packets have been listed and whose first frames decode.
 
@@ -116,7 +170,6 @@ class Video:
             rate = stream.average_rate or stream.guessed_rate
             self.fps = float(rate) if rate else math.nan
             self.kind = (container.format.name, stream.codec_context.codec.canonical_name)
-            self._is_copy = container.metadata.get("comment") == COPY
             claimed, seconds = stream.frames, (container.duration or 0) / av.time_base
             if claimed and self.kind[0] == MOV:  # samples that an edit list leaves
                 claimed = len(stream.index_entries)
@@ -245,11 +298,9 @@ class Video:
             return
         keys = (number[time] for time in self._packets.keys if time is not None)
         start = i = max((key for key in keys if key <= first), default=0)
-        head = FIRST if self._is_copy else HEAD
-        if start < 2 * head:
+        if start < 2 * HEAD:
             return
-        begun = islice(self._decode(), head) if head > FIRST else self.first
-        if [frame.pts for frame in begun] != times[:head]:
+        if [frame.pts for frame in islice(self._decode(), HEAD)] != times[:HEAD]:
             return
         for frame in self._decode(self._packets.keys[times[start]]):
             if i == start and frame.pts is not None and frame.pts < times[start]:
@@ -261,16 +312,20 @@ class Video:
 
     def rgb(self, frame: VideoFrame) -> np.ndarray:
         """Pixels as players show them, at the size of the first frame: a view. (H, W, 3) uint8"""
-        width, height = self._size
-        plane = self._reformatter.reformat(frame, width, height, "rgb24", threads=1).planes[0]
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)  # padded
-        pixels = rows[:, : 3 * width].reshape(height, width, 3)
+        pixels = _rgb(self._reformatter, frame, *self._size)
         if self._matrix is None:
             return pixels
         a, b, c, d = self._matrix
         if abs(b) > abs(a):  # turned by a quarter
             pixels, a, d = pixels.transpose(1, 0, 2), c, b
         return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _rgb(reformatter: VideoReformatter, frame: VideoFrame, width: int, height: int) -> np.ndarray:
+    """Pixels at that size, a view. (H, W, 3) uint8"""
+    plane = reformatter.reformat(frame, width, height, "rgb24", threads=1).planes[0]
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)  # padded
+    return rows[:, : 3 * width].reshape(height, width, 3)
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[float, ...] | None:
