@@ -164,6 +164,16 @@ def test_filters_off_screen_repeat_the_border(filters):
     assert_close(G[1], torch.eye(10)[[0, 5]])  # the last real frame, not the padding
 
 
+def test_gaussian_filters_hold_no_subnormal_number():
+    p = torch.linspace(-40, 110, 400)[:, None]  # also far beyond the border
+    weights = gaussian_filters(p, 72)
+    assert (weights[weights != 0] > 1e-23).all() and (weights == 0).any()
+    # The same as a softmax of all: what is left out lies below any digit of float64, too.
+    r = torch.arange(72, dtype=torch.float64) + 0.5
+    every = (-((p.double()[..., None] - r) ** 2) / 2).softmax(-1)
+    assert_close(gaussian_filters(p.double(), 72), every, rtol=0, atol=1e-20)
+
+
 @pytest.mark.parametrize("filters", [gaussian_filters, linear_filters])
 def test_filters_pass_gradcheck(filters):
     mu = torch.tensor([0.31, 0.62], dtype=torch.float64, requires_grad=True)
