@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from s2dlib.config import Size
 from s2dlib.kernels import band, banded
 
-NOTHING = 50.0  # log of a weight that counts for nothing beside one of 1
-
 
 @dataclass
 class Theta:
@@ -90,10 +88,7 @@ def gaussian_filters(p: Tensor, n_in: int, valid: Tensor | None = None) -> Tenso
     log_weights = band.log_gaussian(p[..., None] - r)  # (..., n_out, n_in)
     if valid is not None:
         log_weights = log_weights.masked_fill(r > valid[..., None, None], -torch.inf)
-    # Weights below 1e-21 of the largest change no digit of a sum. As subnormal numbers they would
-    # make each product with them, and a training step on a CPU, several times slower.
-    least = log_weights.detach().amax(dim=-1, keepdim=True) - NOTHING
-    return log_weights.masked_fill(log_weights < least, -torch.inf).softmax(dim=-1)
+    return band.normalise(log_weights)
 
 
 def linear_filters(p: Tensor, n_in: int, valid: Tensor | None = None) -> Tensor:
