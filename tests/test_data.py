@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
 from s2dlib.config import DataConfig
 from s2dlib.data.clips import choose_frames, load_clip, load_views
-from s2dlib.data.dataset import VideoDataset
+from s2dlib.data.dataset import VideoDataset, map_array
 from s2dlib.data.loader import PREFETCH, SlotLoader, collate, load_batches
 from s2dlib.data.readers import read_frames
 from s2dlib.data.sources import ClipError
@@ -515,3 +515,13 @@ def test_clips_of_different_length_are_padded_with_zeros():
 def test_a_batch_without_a_clip_holds_only_why():
     failed = [{"failed": {"a.mp4": "no such file"}}, {"failed": {"b.mp4": "not a file"}}]
     assert collate(failed) == {"failed": {"a.mp4": "no such file", "b.mp4": "not a file"}}
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_mapped_array_is_what_numpy_wrote(tmp_path, order):
+    array = np.arange(60, dtype=np.uint8).reshape(5, 1, 3, 4).copy(order)
+    np.save(tmp_path / "a.npy", array)
+    mapped = map_array(tmp_path / "a.npy")
+    assert np.array_equal(mapped.numpy(), array)
+    mapped.zero_()  # of this process alone
+    assert np.array_equal(np.load(tmp_path / "a.npy"), array)

@@ -74,9 +74,9 @@ def make_optimizer(model: S2DNet, config: TrainConfig) -> torch.optim.Optimizer:
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
+            groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True
         )
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
 
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
