@@ -34,7 +34,7 @@ def log_gaussian(far: Tensor) -> Tensor:
 
 
 def normalise(log_weights: Tensor) -> Tensor:
-    """The softmax of the last axis, exactly 0 where it lies below 1e-21 of the largest. (..., n)
+    """Weights that sum to 1 (Eq. 7): a softmax, exactly 0 below 1e-21 of the largest. (..., n)
 
     As subnormal numbers such weights would make each product with them, and with it a training step
     on a CPU, several times slower.
