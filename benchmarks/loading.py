@@ -3,7 +3,8 @@
     python benchmarks/loading.py --out results/benchmarks/loading
 
 Every way ends as the same tensor: T frames at stride 2, short side 256, centre crop 224, uint8.
-Ways take turns on one core, the child of ours with them; then workers are added. A row a measure.
+Ways take turns on one core, the child of ours with them; then workers make batches of 4, as they
+come to a training. A row a measure.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import av
@@ -29,11 +31,14 @@ from torchvision.transforms.v2.functional import resize
 
 from s2dlib.config import DataConfig
 from s2dlib.data import prepare, readers
-from s2dlib.data.loader import return_memory
+from s2dlib.data.dataset import Item, VideoDataset
+from s2dlib.data.files import write_atomic
+from s2dlib.data.loader import load_batches, return_memory
 from s2dlib.report.records import provenance
 from s2dlib.report.tables import as_text, write_measured
 
 N, SIZE, SHORT, CROP, STRIDE = 300, (256, 340), 256, 224, 2  # frames, pixels as stored
+BATCH = 4  # clips, of workers
 QUALITY = 85  # of the JPEGs, about what FFmpeg's -q:v 2 to 5 gives
 
 
@@ -90,22 +95,23 @@ def ours_in_process(path: str, T: int) -> Tensor:
     return ours(path, T, child=False)
 
 
-def copy_of(path: str, T: int) -> Path:
+def config_of(csv: str | Path, T: int) -> DataConfig:
+    return DataConfig(csv=str(csv), n_frames=T, frame_stride=STRIDE, short_side=SHORT, crop=CROP)
+
+
+@cache
+def copy_of(path: str, T: int) -> prepare.Copy:
     """The working copy for clips of T frames, made when it is asked for first."""
-    copy = Path(path).with_suffix(f".{T}.mp4")
-    if not copy.exists():
-        config = DataConfig(csv="", n_frames=T, frame_stride=STRIDE, short_side=SHORT)
-        prepare.write_copy(path, copy, config)
-    return copy
+    return prepare.write_copy(path, Path(path).with_suffix(f".{T}.mp4"), config_of("", T))
 
 
 def copies(path: str, T: int) -> Tensor:
     """As VideoDataset reads them, without a child."""
-    return ours(str(copy_of(path, T)), T, stride=1, child=False)
+    return ours(str(copy_of(path, T).path), T, stride=1, child=False)
 
 
 def copies_by_a_child(path: str, T: int) -> Tensor:
-    return ours(str(copy_of(path, T)), T, stride=1)
+    return ours(str(copy_of(path, T).path), T, stride=1)
 
 
 def pyav(path: str, T: int) -> Tensor:
@@ -179,17 +185,45 @@ def available(path: str) -> list[str]:
     return list(WAYS)
 
 
-class Clips(Dataset):
-    """Clips by one way, with the memory of the worker and its children in MB."""
+class Ours(VideoDataset):
+    """A data set whose labels are the memory of the worker and its children in MB."""
 
-    def __init__(self, way: str, paths: list[str], T: int, n: int) -> None:
-        self.way, self.paths, self.T, self.n = way, paths, T, n
+    def __getitem__(self, index: int) -> Item:
+        return super().__getitem__(index) | {"label": round(memory())}
 
-    def __len__(self) -> int:
-        return self.n
 
-    def __getitem__(self, index: int) -> tuple[Tensor, float]:
-        return WAYS[self.way](self.paths[index % len(self.paths)], self.T), memory()
+class Jpegs(Dataset):
+    """Clips of JPEGs by PIL, with the same."""
+
+    def __init__(self, paths: list[str], T: int) -> None:
+        self.paths, self.T = paths, T
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        return {"frames": jpegs_by_pil(self.paths[index], self.T), "label": round(memory())}
+
+
+def batches_of(
+    way: str, paths: list[str], T: int, steps: list[list[int]], workers: int
+) -> Callable[[], Iterable[Mapping[str, Tensor]]]:
+    """One pass after the other over batches of clips, by workers that wait in between."""
+    if way == "JPEGs, PIL":
+        loader = DataLoader(
+            Jpegs(paths, T),
+            batch_sampler=steps,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=return_memory,
+        )
+        return lambda: loader
+    folder = Path(paths[0]).parent
+    text = "".join(f"{Path(path).name},0,all\n" for path in paths)
+    csv = write_atomic(folder / "videos.csv", "path,label,split\n" + text)
+    if way == "copies":
+        made = {path: copy_of(path, T) for path in paths}
+        csv = prepare.write_copies_csv(csv, folder / f"{T}.csv", made, config_of(csv, T))
+    dataset = Ours(config_of(csv, T), "all", train=False)
+    dataset._child = way == "ours"
+    return lambda: load_batches(dataset, workers=workers, steps=steps)
 
 
 def memory() -> float:
@@ -233,32 +267,25 @@ def worker_counts(n_cores: int) -> list[int]:
 
 
 def by_workers(paths: list[str], T: int, n_clips: int, n_workers: list[int]) -> list[dict]:
-    """Clips a second of DataLoaders whose workers are warm, in turns, and their memory.
+    """Clips a second in batches of BATCH by workers that are warm, in turns, and their memory.
 
     Args:
-        n_clips: read in a round, or more, so that each worker reads several.
+        n_clips: read in a round, or more, so that each worker makes several batches.
     """
     rows = []
     for workers in n_workers:
-        n = max(n_clips, 10 * workers)
-        loaders = {
-            way: DataLoader(
-                Clips(way, paths, T, n),
-                batch_size=None,
-                num_workers=workers,
-                persistent_workers=workers > 0,
-                worker_init_fn=return_memory,
-            )
-            for way in ("ours", "ours, in process", "copies", "JPEGs, PIL")
-        }
-        rates: dict[str, list[float]] = {way: [] for way in loaders}
+        n = max(n_clips, 3 * BATCH * workers)
+        steps = [[i % len(paths) for i in range(k, k + BATCH)] for k in range(0, n, BATCH)]
+        ways = ("ours", "ours, in process", "copies", "JPEGs, PIL")
+        passes = {way: batches_of(way, paths, T, steps, workers) for way in ways}
+        rates: dict[str, list[float]] = {way: [] for way in ways}
         sizes = dict(rates)
         for _ in range(4):
-            for way, loader in loaders.items():
+            for way, batches in passes.items():
                 start = time.perf_counter()
-                sizes[way] = [size for _, size in loader]
-                rates[way].append(n / (time.perf_counter() - start))
-        for way in loaders:
+                sizes[way] = [size for batch in batches() for size in batch["label"].tolist()]
+                rates[way].append(len(sizes[way]) / (time.perf_counter() - start))
+        for way in ways:
             rows.append(row("workers", way, T, workers, rates[way][1:], "clips/s"))
             rows.append(row("memory of a worker", way, T, workers, sizes[way], "MB"))
     return rows
@@ -292,7 +319,9 @@ def main() -> None:
             jpeg_mb = sum(file.stat().st_size for file in images) / 1e6 / n_files
             rows = [row("size of a video", "ours", n, 0, [video_mb], "MB")]
             rows += [row("size of a video", "JPEGs, PIL", n, 0, [jpeg_mb], "MB")]
-            copy_mb = statistics.mean(copy_of(path, n // 2).stat().st_size for path in paths) / 1e6
+            copy_mb = (
+                statistics.mean(copy_of(path, n // 2).path.stat().st_size for path in paths) / 1e6
+            )
             rows += [row("size of a video", "copies", n // 2, 0, [copy_mb], "MB")]
             workers = worker_counts(1 if arguments.smoke else len(os.sched_getaffinity(0)))
             for T in (8,) if arguments.smoke else (150, 75):

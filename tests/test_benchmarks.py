@@ -38,6 +38,15 @@ def test_loading_ways_give_the_same_clip(tmp_path):
         assert difference < others / 2, name  # JPEG loses a little; another frame is far
 
 
+def test_loading_batches_hold_the_same_clips(tmp_path):
+    path = str(loading.write_clip(tmp_path, seed=0, n=20))
+    for way in ("ours", "ours, in process", "copies", "JPEGs, PIL"):
+        (batch,) = loading.batches_of(way, [path], 6, [[0, 0]], workers=0)()
+        clip = loading.WAYS[way](path, 6)
+        assert torch.equal(batch["frames"], clip.expand_as(batch["frames"])), way
+        assert len(batch["frames"]) == 2 and batch["label"].min() > 10  # MB
+
+
 @pytest.mark.slow
 def test_loading_benchmark_writes_table_and_record(tmp_path):
     out = tmp_path / "results" / "loading"

@@ -448,6 +448,36 @@ def test_workers_wait_for_the_next_epoch(dataset):
     assert pickle.loads(pickle.dumps(kept)).loader is None
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_clips_are_read_into_the_memory_of_their_batch(dataset, train):
+    dataset = dataset({4, 7}, train)  # of 10 frames and more: all, some or none as many as asked
+    dataset.config = replace(dataset.config, n_frames=14, flip=train)
+    steps = [[0, 1], [2, 3, 4], [5, 6], [7, 8, 3], [9, 2]]
+    for step, batch in zip(steps, load_batches(dataset, steps=steps), strict=True):
+        items = dataset.__getitems__(step)
+        read = [item for item in items if "frames" in item]
+        assert len(read) == len(step) or not train
+        own = [dataset[item["index"]] for item in read]  # each in a memory of its own
+        assert torch.equal(batch["frames"], collate(own)["frames"])
+        for row, item in zip(items.memory, items, strict=True):
+            assert "frames" not in item or item["frames"].data_ptr() == row.data_ptr()
+        full = len(read) == len(step) and batch["n_frames"].max().item() == 14
+        assert (collate(items)["frames"].data_ptr() == items.memory.data_ptr()) is full
+
+
+def test_a_data_set_of_ones_own_may_give_other_frames(dataset):
+    class Floats(VideoDataset):
+        def __getitem__(self, index):
+            item = super().__getitem__(index)
+            return item | {"frames": item["frames"][..., :32].float() / 255}
+
+    base = dataset(set(), train=False)
+    floats = Floats(base.config, "all", train=False)
+    both = zip(load_batches(floats, 4), load_batches(base, 4), strict=True)
+    for batch, expected in both:
+        assert torch.equal(batch["frames"], expected["frames"][..., :32] / 255)
+
+
 @pytest.mark.slow
 def test_workers_write_pinned_batches_into_few_slots(dataset):
     dataset, held = dataset(set(), train=False), {}

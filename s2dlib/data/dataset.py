@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -64,6 +65,16 @@ class Item(TypedDict, total=False):
     failed: dict[str, str]  # path -> cause of what was tried and cannot be read
 
 
+class Items(list[Item]):
+    """Clips of a batch, whose frames lie in the rows of one memory: VideoDataset.memory's."""
+
+    memory: Tensor | None = None
+
+
+# The row of a batch into which a clip is to be read. (V, C, T_max, crop, crop)
+_row: ContextVar[Tensor | None] = ContextVar("row", default=None)
+
+
 class VideoDataset(Dataset):
     """Clips of one split of a data set; what is random comes from (seed, epoch, index) alone."""
 
@@ -89,6 +100,8 @@ class VideoDataset(Dataset):
         self._logged: set[str] = set()
         self._epoch = torch.tensor(0).share_memory_()  # workers see it
         self.loader: DataLoader | None = None  # with workers that wait (loader.py)
+        # Makes the memory of a batch of some shape, into which its clips are read
+        self.memory: Callable[[tuple[int, ...]], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"loader": None}
@@ -123,7 +136,18 @@ class VideoDataset(Dataset):
         In training another clip of the split, drawn from (seed, epoch, index), takes the place of
         one that cannot be read.
         """
-        return [self._get_or_replace(index) for index in indices]
+        if self.memory is None:
+            return [self._get_or_replace(index) for index in indices]
+        config, items = self.config, Items()
+        shape = (self.n_crops, 1 if config.gray else 3, config.n_frames, config.crop, config.crop)
+        items.memory = self.memory((len(indices), *shape))
+        for index, row in zip(indices, items.memory, strict=True):
+            token = _row.set(row)
+            try:
+                items.append(self._get_or_replace(index))
+            finally:
+                _row.reset(token)
+        return items
 
     def _get_or_replace(self, index: int) -> Item:
         failed: dict[str, str] = {}
@@ -166,9 +190,9 @@ class VideoDataset(Dataset):
         """The views of one clip, the first frame's number in the video, and the squares cut out.
 
         That number is below 0 where the clip begins in the silence set before the video
-        (config.within). Returns (V, C, T, crop, crop), int, V.
+        (config.within). Returns (V, C, T, crop, crop), in the row if there is one; int; V.
         """
-        path, config = self._paths[index], self.config
+        path, config, row = self._paths[index], self.config, _row.get()
         start, generator = 0, None
         crops: list[Crop] = []
 
@@ -191,13 +215,16 @@ class VideoDataset(Dataset):
             return views[0] if len(views) == 1 else torch.cat(views, 1)
 
         if config.cache is None:
-            frames = self._read_video(path, choose, cut)
+            frames = self._read_video(path, choose, cut, row)
         else:
             video = self._read_cached(path)  # (T_all, C, H, W)
             indices = choose(len(video))
             view = slice(indices[0], indices[-1] + 1, config.frame_stride)
             frames = cut(video[indices if config.within else view])
-        return frames.movedim(0, 2), start, crops
+        frames = frames.movedim(0, 2)
+        if row is not None and frames.data_ptr() != row.data_ptr():
+            frames = row[:, :, : frames.shape[2]].copy_(frames)
+        return frames, start, crops
 
     def _choose(
         self, n_total: int, index: int, generator: Generator | None
@@ -216,6 +243,7 @@ class VideoDataset(Dataset):
         path: str,
         wanted: Wanted = None,
         convert: Callable[[Tensor], Tensor] = lambda frames: frames,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Frames at short_side, gray if they are to be, converted. (T, C, H, W)"""
         config = self.config
@@ -227,6 +255,7 @@ class VideoDataset(Dataset):
             config.timeout,
             lambda frames: convert(gray(frames)),
             self._child,
+            out,
         )
 
     def _read_cached(self, path: str) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from s2dlib.data.dataset import Item, VideoDataset
+from s2dlib.data.dataset import Item, Items, VideoDataset
 
 log = logging.getLogger(__name__)
 MAX_FAILED = 0.1  # of a split: with more unreadable clips it is not the data set one thinks it is
@@ -49,13 +49,14 @@ def collate(items: list[Item], pin: bool = False) -> Batch:
     Returns:
         A Batch with failed, and with nothing else where no clip is left.
     """
+    memory = items.memory if isinstance(items, Items) else None
     failed = {path: why for item in items for path, why in item.get("failed", {}).items()}
     items = [item for item in items if "frames" in item]
     if not items:
         return {"failed": failed}
     clips = [x if (x := item["frames"]).ndim == 5 else x[None] for item in items]
     V = len(clips[0])
-    frames, n_frames = pad(clips, pin=pin)
+    frames, n_frames = pad(clips, pin=pin, memory=memory)
     index = torch.tensor([item["index"] for item in items])
     batch: Batch = {
         "frames": frames,
@@ -70,48 +71,70 @@ def collate(items: list[Item], pin: bool = False) -> Batch:
 
 
 def pad(
-    clips: Sequence[Tensor], device: str | torch.device = "cpu", pin: bool = False
+    clips: Sequence[Tensor],
+    device: str | torch.device = "cpu",
+    pin: bool = False,
+    memory: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Clips of different length in one tensor, each with zeros after its end.
 
     Args:
         clips: the views of B videos; for a GPU in pinned memory, or each copy waits.
             (V, C, T, H, W) each
-        pin: into memory that is pinned: a worker's PREFETCH + 1 batches by turns, which are
-            pinned by who gets them (SlotLoader).
+        pin: as batch_memory.
+        memory: of a batch, in whose rows clips may lie already; taken where it has the shape due.
 
     Returns:
         (B V, C, T_max, H, W) on the device, and n_frames on the CPU. (B V,)
     """
     V, C, _, H, W = clips[0].shape
     n_frames = torch.tensor([clip.shape[2] for clip in clips])
-    shape = (len(clips), V, C, int(n_frames.max()), H, W)
-    if get_worker_info() is None:
-        frames = clips[0].new_empty(shape, device=device, pin_memory=pin)
-    else:  # in shared memory, or the way from a worker would be one more copy
-        n = math.prod(shape)
-        nbytes = n * clips[0].element_size()
-        storage = _slot(nbytes) if pin else torch.UntypedStorage._new_shared(nbytes)
-        frames = clips[0].new_empty(0).set_(storage)[:n].view(shape)
-    for row, clip in zip(frames, clips, strict=True):
-        row[:, :, : clip.shape[2]].copy_(clip, non_blocking=True)
+    shape, dtype = (len(clips), V, C, int(n_frames.max()), H, W), clips[0].dtype
+    if memory is None or memory.shape != shape or memory.dtype != dtype:
+        memory = batch_memory(shape, pin, device, dtype, of="padded")
+    for row, clip in zip(memory, clips, strict=True):
+        if row.data_ptr() != clip.data_ptr():
+            row[:, :, : clip.shape[2]].copy_(clip, non_blocking=True)
         row[:, :, clip.shape[2] :] = 0
-    return frames.flatten(0, 1), n_frames.repeat_interleave(V)
+    return memory.flatten(0, 1), n_frames.repeat_interleave(V)
 
 
-_slots: list[torch.UntypedStorage] = []  # of a worker, the next one first
+def batch_memory(
+    shape: tuple[int, ...],
+    pin: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.uint8,
+    of: str = "read",
+) -> Tensor:
+    """Memory for the frames of a batch; of a worker shared, or its way would be one more copy.
+
+    Args:
+        pin: memory that is pinned: a worker's PREFETCH + 1 batches by turns, which are pinned by
+            who gets them (SlotLoader).
+        of: whose turns they are; none may take two for one batch.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype, device=device, pin_memory=pin)
+    n = math.prod(shape)
+    nbytes = n * dtype.itemsize
+    storage = _slot(nbytes, of) if pin else torch.UntypedStorage._new_shared(nbytes)
+    return torch.empty(0, dtype=dtype).set_(storage)[:n].view(shape)
 
 
-def _slot(nbytes: int) -> torch.UntypedStorage:
+_slots: dict[str, list[torch.UntypedStorage]] = {}  # of a worker, the next one first
+
+
+def _slot(nbytes: int, of: str) -> torch.UntypedStorage:
     """Shared memory for a worker's next batch: that of the last but PREFETCH.
 
     New memory would cost a batch more than its copy: each page is made, zeroed and pinned.
     """
-    slot = _slots.pop(0) if len(_slots) > PREFETCH else None
+    slots = _slots.setdefault(of, [])
+    slot = slots.pop(0) if len(slots) > PREFETCH else None
     if slot is None or slot.nbytes() < nbytes:
         grown = nbytes if slot is None else max(nbytes, slot.nbytes() * 3 // 2)
         slot = torch.UntypedStorage._new_shared(grown)
-    _slots.append(slot)
+    slots.append(slot)
     return slot
 
 
@@ -135,6 +158,7 @@ class SlotLoader(DataLoader):
             persistent_workers=workers > 0,
             generator=torch.Generator(),
         )
+        dataset.memory = partial(batch_memory, pin=pin)
         self.pin = pin
         self._pinned: dict[int, torch.UntypedStorage] = {}  # held, or a batch is mapped anew
         weakref.finalize(self, _unpin, self._pinned)

@@ -48,6 +48,7 @@ def read_frames(
     timeout: float = TIMEOUT,
     convert: Callable[[Tensor], Tensor] = lambda frames: frames,
     child: bool = True,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Frames of a video as a player shows them, turned if the file asks for it.
 
@@ -59,8 +60,8 @@ def read_frames(
         timeout: seconds without progress granted to the file.
         convert: cuts, say, squares out of some frames (m, 3, H, W), before they are copied to
             their place; it is called for a few frames at a time. -> (m, ..., H', W')
-        child: read by a process that can be killed; False: in this one, a little faster, without
-            a timeout, for files that are known to be good.
+        child: read by a process that can be killed; False: in this one, with no timeout; faster.
+        out: uint8 memory for at least n frames, into which ascending ones go. (..., N, H', W')
 
     Returns:
         The wanted frames in the order asked, uint8; a view of (..., n, H', W') in memory.
@@ -84,7 +85,7 @@ def read_frames(
         order = sorted(set(indices))
         try:
             chunks = (convert(_resize(chunk, short_side)) for chunk in reader.frames(order))
-            frames = _collect(chunks, len(order))
+            frames = _collect(chunks, len(order), out)
         except EndsEarlier as error:
             info = error.args[0]
             continue
@@ -129,14 +130,16 @@ def _resize(chunk: np.ndarray, short_side: int | None) -> Tensor:
     return resize_short_side(frames, short_side) if short_side else frames
 
 
-def _collect(chunks: Iterator[Tensor], n_frames: int) -> Tensor:
+def _collect(chunks: Iterator[Tensor], n_frames: int, out: Tensor | None) -> Tensor:
     """Chunks (m, ..., H, W) in one: a view of (..., n_frames, H, W). (n_frames, ..., H, W)"""
     n, first = 0, next(chunks)
-    out = first.new_empty((*first.shape[1:-2], n_frames, *first.shape[-2:])).movedim(-3, 0)
+    if out is None:
+        out = first.new_empty((*first.shape[1:-2], n_frames, *first.shape[-2:]))
+    frames = out.movedim(-3, 0)[:n_frames]
     for chunk in chain([first], chunks):  # by NumPy in half the time of torch
-        np.copyto(out[n : n + len(chunk)].numpy(), chunk.numpy())
+        np.copyto(frames[n : n + len(chunk)].numpy(), chunk.numpy())
         n += len(chunk)
-    return out
+    return frames
 
 
 _warned: set[str] = set()  # paths
