@@ -174,11 +174,13 @@ class UniformSampler(nn.Module):
 
     def forward(self, frames: Tensor, n_frames: Tensor) -> Tensor:
         """frames: raw frames I (B, C, T, H, W); n_frames (B,). Returns V (B, C, T_S, H_S, W_S)."""
-        B, C = frames.shape[:2]
+        B, C, T, H, W = frames.shape
         T_S, H_S, W_S = self.size
-        t = uniform_times(n_frames, T_S)  # (B, T_S)
-        picked = frames.transpose(1, 2)[torch.arange(B, device=t.device)[:, None], t]
-        images = picked.flatten(0, 1).float()  # (B T_S, C, H, W)
+        t = uniform_times(n_frames, T_S)[..., None]  # (B, T_S, 1)
+        clip = torch.arange(B, device=t.device)[:, None, None]
+        places = (clip * C + torch.arange(C, device=t.device)) * T + t  # (B, T_S, C)
+        picked = frames.flatten(0, 2).index_select(0, places.flatten())  # by whole images
+        images = picked.view(B * T_S, C, H, W).float()
         if images.shape[-2:] != (H_S, W_S):
             images = F.interpolate(images, (H_S, W_S), mode="bilinear", antialias=True)
         return images.view(B, T_S, C, H_S, W_S).transpose(1, 2)
