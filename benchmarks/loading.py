@@ -188,8 +188,11 @@ def available(path: str) -> list[str]:
 class Ours(VideoDataset):
     """A data set whose labels are the memory of the worker and its children in MB."""
 
-    def __getitem__(self, index: int) -> Item:
-        return super().__getitem__(index) | {"label": round(memory())}
+    def __getitems__(self, indices: list[int]) -> list[Item]:
+        items = super().__getitems__(indices)
+        for item in items:
+            item["label"] = round(memory())
+        return items
 
 
 class Jpegs(Dataset):

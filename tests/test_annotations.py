@@ -248,6 +248,8 @@ def test_folders_of_splits_and_classes_are_taken_as_they_are(tmp_path, write):
         ("test/nod/x/3.mp4", 0, "test"),
         ("train/wave/1.mp4", 1, "train"),
     ]
+    with pytest.raises(ValueError, match="sum to 1"):  # though they are not needed
+        read_folders(tmp_path, (0.8, 0.1, 0.2))
 
 
 def test_folders_of_classes_are_split_by_a_hash_that_holds_when_videos_come(tmp_path, write):

@@ -420,9 +420,11 @@ def test_a_worker_does_not_grow_with_the_clips_it_has_read(tmp_path, make_video)
     data = DataConfig(csv=str(csv), n_frames=60, frame_stride=1, short_side=256, crop=224)
 
     class Sizes(VideoDataset):
-        def __getitem__(self, index):
+        def __getitems__(self, indices):
+            items = super().__getitems__(indices)
             pages = int(open("/proc/self/statm").read().split()[1])
-            return super().__getitem__(0) | {"label": pages * 4096 // 10**6}
+            items[0]["label"] = pages * 4096 // 10**6
+            return items
 
     dataset = Sizes(data, "all", train=False)
     steps = [[0]] * 40
@@ -465,17 +467,23 @@ def test_clips_are_read_into_the_memory_of_their_batch(dataset, train):
         assert (collate(items)["frames"].data_ptr() == items.memory.data_ptr()) is full
 
 
-def test_a_data_set_of_ones_own_may_give_other_frames(dataset):
-    class Floats(VideoDataset):
+def test_a_data_set_of_ones_own_may_mix_and_keep_clips(dataset):
+    class Mixed(VideoDataset):
         def __getitem__(self, index):
-            item = super().__getitem__(index)
-            return item | {"frames": item["frames"][..., :32].float() / 255}
+            kept = super().__getitem__(index)
+            self.kept = [*getattr(self, "kept", []), kept["frames"]]
+            other = super().__getitem__(len(self) - 1)["frames"]
+            return kept | {"frames": (kept["frames"] + other[:, :10].float())[..., :32] / 510}
 
     base = dataset(set(), train=False)
-    floats = Floats(base.config, "all", train=False)
-    both = zip(load_batches(floats, 4), load_batches(base, 4), strict=True)
-    for batch, expected in both:
-        assert torch.equal(batch["frames"], expected["frames"][..., :32] / 255)
+    base.config = replace(base.config, n_frames=10)
+    mixed = Mixed(base.config, "all", train=False)
+    clips = [base[i]["frames"] for i in range(20)]
+    frames = torch.cat([batch["frames"] for batch in load_batches(mixed, 4)])
+    assert torch.equal(
+        frames, torch.stack([(x + clips[19].float())[..., :32] / 510 for x in clips])
+    )
+    assert torch.equal(torch.stack(mixed.kept), torch.stack(clips))
 
 
 @pytest.mark.slow

@@ -121,6 +121,7 @@ def read_folders(
     Args:
         fractions: of train, val and test, where the folders tell no split; they sum to 1.
     """
+    hash_split("", fractions)  # refuses bad ones, used or not
     rows, paths = [], [Path(path) for path in list_folder(videos).videos]
     level = _split_level(Path(videos), paths)
     depth = len(Path(LAYOUTS[level]).parts)

@@ -12,7 +12,6 @@ import math
 import mmap
 import os
 from collections.abc import Callable
-from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -71,10 +70,6 @@ class Items(list[Item]):
     memory: Tensor | None = None
 
 
-# The row of a batch into which a clip is to be read. (V, C, T_max, crop, crop)
-_row: ContextVar[Tensor | None] = ContextVar("row", default=None)
-
-
 class VideoDataset(Dataset):
     """Clips of one split of a data set; what is random comes from (seed, epoch, index) alone."""
 
@@ -120,8 +115,11 @@ class VideoDataset(Dataset):
 
     def __getitem__(self, index: int) -> Item:
         """A clip (see Item); ClipError where it cannot be read."""
-        index = range(len(self))[index]  # IndexError, and -1 is the last
-        frames, start, crops = self._read_clip(index)  # (V, C, T, crop, crop)
+        return self._item(range(len(self))[index])  # IndexError, and -1 is the last
+
+    def _item(self, index: int, row: Tensor | None = None) -> Item:
+        """A clip, in the row of a batch where one is given. (V, C, T_max, crop, crop)"""
+        frames, start, crops = self._read_clip(index, row)  # (V, C, T, crop, crop)
         frames = frames[0] if self.n_crops == 1 else frames
         item: Item = {"frames": frames, "label": self._labels[index], "index": index}
         if self._truth is not None:
@@ -136,26 +134,23 @@ class VideoDataset(Dataset):
         In training another clip of the split, drawn from (seed, epoch, index), takes the place of
         one that cannot be read.
         """
-        if self.memory is None:
+        # What a subclass gets by __getitem__, it may keep or mix: that has memory of its own
+        if self.memory is None or type(self).__getitem__ is not VideoDataset.__getitem__:
             return [self._get_or_replace(index) for index in indices]
         config, items = self.config, Items()
         shape = (self.n_crops, 1 if config.gray else 3, config.n_frames, config.crop, config.crop)
         items.memory = self.memory((len(indices), *shape))
-        for index, row in zip(indices, items.memory, strict=True):
-            token = _row.set(row)
-            try:
-                items.append(self._get_or_replace(index))
-            finally:
-                _row.reset(token)
+        items += map(self._get_or_replace, indices, items.memory)
         return items
 
-    def _get_or_replace(self, index: int) -> Item:
+    def _get_or_replace(self, index: int, row: Tensor | None = None) -> Item:
         failed: dict[str, str] = {}
         rng = None  # made where it is needed: that takes a tenth of a small clip's time
         seed = (self.seed, int(self._epoch), index)
         for _ in range(MAX_TRIES if self.train else 1):
             try:
-                return {**self[index], "failed": failed}
+                item = self[index] if row is None else self._item(index, row)
+                return {**item, "failed": failed}
             except ClipError as error:
                 failed[error.path] = error.cause
                 rng = rng or np.random.default_rng(seed)
@@ -186,13 +181,13 @@ class VideoDataset(Dataset):
         seeds = np.random.SeedSequence((self.seed, int(self._epoch), index))
         return Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
 
-    def _read_clip(self, index: int) -> tuple[Tensor, int, list[Crop]]:
+    def _read_clip(self, index: int, row: Tensor | None) -> tuple[Tensor, int, list[Crop]]:
         """The views of one clip, the first frame's number in the video, and the squares cut out.
 
         That number is below 0 where the clip begins in the silence set before the video
         (config.within). Returns (V, C, T, crop, crop), in the row if there is one; int; V.
         """
-        path, config, row = self._paths[index], self.config, _row.get()
+        path, config = self._paths[index], self.config
         start, generator = 0, None
         crops: list[Crop] = []
 
