@@ -504,6 +504,11 @@ def test_workers_write_pinned_batches_into_few_slots(dataset):
     loader.batch_sampler[:] = [steps[-1]] * 12
     last = {batch["frames"].untyped_storage().data_ptr() for batch in loader}
     assert len(last) == n
+    own = DataLoader(  # one's own, which knows no turns
+        dataset, batch_sampler=steps, num_workers=1, prefetch_factor=9, collate_fn=collate
+    )
+    for batch, step in zip([*own], steps, strict=True):
+        assert torch.equal(batch["frames"], collate([dataset[i] for i in step])["frames"])
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ class VideoDataset(Dataset):
         self._logged: set[str] = set()
         self._epoch = torch.tensor(0).share_memory_()  # workers see it
         self.loader: DataLoader | None = None  # with workers that wait (loader.py)
-        # Makes the memory of a batch of some shape, into which its clips are read
+        # Makes memory of a batch's shape for its clips to be read into (loader.py)
         self.memory: Callable[[tuple[int, ...]], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

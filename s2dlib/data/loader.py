@@ -153,12 +153,13 @@ class SlotLoader(DataLoader):
             batch_sampler=[],
             num_workers=workers,
             collate_fn=partial(collate, pin=pin),
-            worker_init_fn=return_memory,
+            worker_init_fn=partial(start_worker, pin=pin),
             prefetch_factor=PREFETCH if workers else None,
             persistent_workers=workers > 0,
             generator=torch.Generator(),
         )
-        dataset.memory = partial(batch_memory, pin=pin)
+        if not (workers or pin):
+            dataset.memory = partial(torch.empty, dtype=torch.uint8)
         self.pin = pin
         self._pinned: dict[int, torch.UntypedStorage] = {}  # held, or a batch is mapped anew
         weakref.finalize(self, _unpin, self._pinned)
@@ -182,6 +183,14 @@ def _unpin(slots: dict[int, torch.UntypedStorage]) -> None:
     for address in slots:
         torch.cuda.cudart().cudaHostUnregister(address)
     slots.clear()
+
+
+def start_worker(worker: int, pin: bool) -> None:  # noqa: ARG001
+    """Set a worker of a SlotLoader up; its data set's copy alone learns of the slots."""
+    return_memory()
+    info = get_worker_info()
+    assert info is not None
+    cast("VideoDataset", info.dataset).memory = partial(batch_memory, pin=pin)
 
 
 def return_memory(worker: int = 0) -> None:
