@@ -196,7 +196,7 @@ class Ours(VideoDataset):
 
 
 class Jpegs(Dataset):
-    """Clips of JPEGs by PIL, with the same."""
+    """Clips of JPEGs by PIL, with the same; before a batch is made of them, which ours are in."""
 
     def __init__(self, paths: list[str], T: int) -> None:
         self.paths, self.T = paths, T
@@ -322,9 +322,8 @@ def main() -> None:
             jpeg_mb = sum(file.stat().st_size for file in images) / 1e6 / n_files
             rows = [row("size of a video", "ours", n, 0, [video_mb], "MB")]
             rows += [row("size of a video", "JPEGs, PIL", n, 0, [jpeg_mb], "MB")]
-            copy_mb = (
-                statistics.mean(copy_of(path, n // 2).path.stat().st_size for path in paths) / 1e6
-            )
+            made = [copy_of(path, n // 2).path for path in paths]
+            copy_mb = statistics.mean(os.path.getsize(path) for path in made) / 1e6
             rows += [row("size of a video", "copies", n // 2, 0, [copy_mb], "MB")]
             workers = worker_counts(1 if arguments.smoke else len(os.sched_getaffinity(0)))
             for T in (8,) if arguments.smoke else (150, 75):

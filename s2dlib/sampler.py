@@ -179,7 +179,7 @@ class UniformSampler(nn.Module):
         t = uniform_times(n_frames, T_S)[..., None]  # (B, T_S, 1)
         clip = torch.arange(B, device=t.device)[:, None, None]
         places = (clip * C + torch.arange(C, device=t.device)) * T + t  # (B, T_S, C)
-        picked = frames.flatten(0, 2).index_select(0, places.flatten())  # by whole images
+        picked = frames.flatten(0, 2).index_select(0, places.flatten())  # not pixel by pixel
         images = picked.view(B * T_S, C, H, W).float()
         if images.shape[-2:] != (H_S, W_S):
             images = F.interpolate(images, (H_S, W_S), mode="bilinear", antialias=True)

@@ -65,9 +65,9 @@ class Item(TypedDict, total=False):
 
 
 class Items(list[Item]):
-    """Clips of a batch, whose frames lie in the rows of one memory: VideoDataset.memory's."""
+    """Clips of a batch, and the memory in whose rows their frames lie, each from the beginning."""
 
-    memory: Tensor | None = None
+    memory: Tensor | None = None  # uint8 (B, V, C, n_frames, crop, crop)
 
 
 class VideoDataset(Dataset):
@@ -95,7 +95,7 @@ class VideoDataset(Dataset):
         self._logged: set[str] = set()
         self._epoch = torch.tensor(0).share_memory_()  # workers see it
         self.loader: DataLoader | None = None  # with workers that wait (loader.py)
-        # Makes memory of a batch's shape for its clips to be read into (loader.py)
+        # Makes Items.memory, given its shape; None: each clip has memory of its own (loader.py)
         self.memory: Callable[[tuple[int, ...]], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class VideoDataset(Dataset):
         return self._item(range(len(self))[index])  # IndexError, and -1 is the last
 
     def _item(self, index: int, row: Tensor | None = None) -> Item:
-        """A clip, in the row of a batch where one is given. (V, C, T_max, crop, crop)"""
+        """A clip, read into a row of Items.memory where one is given."""
         frames, start, crops = self._read_clip(index, row)  # (V, C, T, crop, crop)
         frames = frames[0] if self.n_crops == 1 else frames
         item: Item = {"frames": frames, "label": self._labels[index], "index": index}

@@ -82,7 +82,8 @@ def pad(
         clips: the views of B videos; for a GPU in pinned memory, or each copy waits.
             (V, C, T, H, W) each
         pin: as batch_memory.
-        memory: of a batch, in whose rows clips may lie already; taken where it has the shape due.
+        memory: of a batch, in whose rows clips may lie already; taken where it has the shape due:
+            no clip is missing, and one is as long as can be.
 
     Returns:
         (B V, C, T_max, H, W) on the device, and n_frames on the CPU. (B V,)
@@ -109,6 +110,7 @@ def batch_memory(
     """Memory for the frames of a batch; of a worker shared, or its way would be one more copy.
 
     Args:
+        shape: (B, V, C, T_max, H, W)
         pin: memory that is pinned: a worker's PREFETCH + 1 batches by turns, which are pinned by
             who gets them (SlotLoader).
         of: whose turns they are; none may take two for one batch.
@@ -158,7 +160,7 @@ class SlotLoader(DataLoader):
             persistent_workers=workers > 0,
             generator=torch.Generator(),
         )
-        if not (workers or pin):
+        if not (workers or pin):  # pinned memory could not be had in a worker of another loader
             dataset.memory = partial(torch.empty, dtype=torch.uint8)
         self.pin = pin
         self._pinned: dict[int, torch.UntypedStorage] = {}  # held, or a batch is mapped anew
